@@ -1,0 +1,123 @@
+"""What a plug-in of each kind must do: the protocols that the folders implement.
+
+A plug-in class is a frozen `msgspec.Struct`; its fields are its options, its methods are the behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from qcli.types import Array, FloatArray, Grid, Interval, Noun, Scale
+
+if TYPE_CHECKING:
+    from qcli.distribution import Distribution
+
+
+class InputSpec(Noun, frozen=True, kw_only=True):
+    """One input of a model: `shape` holds None for a free dimension; `shape` None means unknown rank."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+class Record(Noun, frozen=True, kw_only=True):
+    """What a reader found in one file: arrays by input name, as stored, not yet checked against the model.
+
+    `label` is the class index where the file has one, `reference` the expected outputs where the file has them.
+    An array under the name "" belongs to the only input of the model.
+    """
+
+    file: str
+    arrays: dict[str, Array]
+    label: int | None = None
+    reference: dict[str, Array] = {}
+
+
+class SampleReader(Protocol):
+    """Reads one kind of sample file. `claims` must not open the file."""
+
+    def claims(self, path: Path) -> bool: ...
+
+    def read(self, path: Path, inputs: tuple[InputSpec, ...]) -> Iterator[Record]:
+        """The records of one file or sample folder, one at a time. Raises InputError that names the file."""
+        ...
+
+
+class Statistic(Protocol):
+    """A commutative monoid over arrays: any order of `update` and `merge` gives the same `arrays`."""
+
+    @classmethod
+    def empty(cls) -> Self: ...
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> Self: ...
+
+    def update(self, batch: FloatArray) -> None:
+        """Takes in one batch of shape [channels, values] ([1, n] for a whole tensor)."""
+        ...
+
+    def merge(self, other: Self) -> None: ...
+
+    def arrays(self) -> dict[str, Array]:
+        """The state as named arrays, the file form of the statistic."""
+        ...
+
+    def distribution(self) -> Distribution:
+        """The values seen, as far as this statistic knows them."""
+        ...
+
+
+class Range(Protocol):
+    """Turns a distribution into the real interval that a grid should span.
+
+    `statistic` names the statistic (in `qcli/stats`) whose distribution it needs.
+    """
+
+    statistic: ClassVar[str]
+
+    def interval(self, distribution: Distribution, grid: Grid) -> Interval: ...
+
+
+class Format(Protocol):
+    """A number format: what its levels are and which ONNX type stores them."""
+
+    dtype: ClassVar[str]
+    min_opset: ClassVar[int]
+
+    def scale(self, interval: Interval, grid: Grid) -> Scale:
+        """The scale and zero point that span the interval. Zero is always representable."""
+        ...
+
+    def encode(self, values: FloatArray, scale: Scale) -> Array:
+        """Codes of the format's dtype for `values`, rounded to nearest even and saturated."""
+        ...
+
+    def decode(self, codes: Array, scale: Scale) -> FloatArray:
+        """The real values of `codes`: (code - zero_point) * scale along the scale's axis."""
+        ...
+
+
+class Rounding(Protocol):
+    """Chooses a level for every weight."""
+
+    def round(self, weight: FloatArray, scale: Scale) -> Array:
+        """Codes of the scale's dtype and the weight's shape."""
+        ...
+
+
+def broadcast(vector: npt.NDArray[np.generic], rank: int, axis: int | None) -> npt.NDArray[np.generic]:
+    """`vector` [channels] shaped so that it broadcasts along `axis` of an array of `rank` dimensions.
+
+    Example: a vector [64], rank 4, axis 1 becomes [1, 64, 1, 1]; with axis None a vector [1] becomes a scalar.
+    """
+    if axis is None:
+        return vector.reshape(())
+    shape = [1] * rank
+    shape[axis] = -1
+    return vector.reshape(shape)

@@ -1,0 +1,94 @@
+"""What the integer formats share: evenly spaced levels around an integer zero point."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from qcli.contracts import broadcast
+from qcli.errors import UsageError
+from qcli.types import Array, FloatArray, Grid, Interval, Scale
+
+_SMALLEST_SCALE = np.finfo(np.float32).tiny * 2.0**8
+"""Of the smallest normal float32, 256 times: 1 / scale and a 1/256 of a step are then still normal numbers."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A grid of integers of `dtype`: real = (code - zero_point) * scale.
+
+    Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 2.1 (uniform affine and
+    symmetric uniform quantization); the arithmetic is that of ONNX QuantizeLinear and DequantizeLinear.
+    """
+
+    dtype: ClassVar[str]
+    min_opset: ClassVar[int]
+
+    def levels(self, grid: Grid) -> tuple[int, int]:
+        """The lowest and the highest code that `grid` may use. Raises UsageError if there are too few bits."""
+        info = np.iinfo(self.dtype)
+        bits = info.bits if grid.bits is None else grid.bits
+        if not 2 <= bits <= info.bits:
+            raise UsageError(f"format '{self.dtype}': bits must be 2 to {info.bits}, is {bits}")
+        lowest = -(1 << (bits - 1)) if info.min < 0 else 0
+        return lowest + grid.narrow, lowest + (1 << bits) - 1
+
+    def scale(self, interval: Interval, grid: Grid) -> Scale:
+        """The smallest scale whose levels span the interval, for each of its channels.
+
+        Zero is always a level, even if the interval leaves it out. A symmetric grid has its zero point in the
+        middle (0, or 128 for uint8). An asymmetric one rounds it to nearest, which moves the levels by half a
+        step at most: no value of the interval is then further than half a step from a level, at the ends too.
+        An interval of width zero gets the scale 1. Scales never underflow, and no level decodes to Inf.
+        """
+        lowest, highest = self.levels(grid)
+        lower, upper = np.minimum(interval.lower, 0.0), np.maximum(interval.upper, 0.0)
+        if grid.symmetric:
+            middle = 0 if lowest < 0 else (highest + 1) // 2
+            exact = np.maximum(-lower / (middle - lowest), upper / (highest - middle))
+            zero_point = np.full(exact.shape, middle, dtype=np.int64)
+        else:
+            exact = (upper - lower) / (highest - lowest)
+            zero_point = np.rint(lowest - lower / _storable(exact)).clip(lowest, highest).astype(np.int64)
+        farthest = np.maximum(highest - zero_point, zero_point - lowest)
+        return Scale(
+            scale=_finite(_storable(exact), farthest),
+            zero_point=zero_point,
+            axis=grid.axis if grid.granularity == "channel" else None,
+            lowest=lowest,
+            highest=highest,
+            dtype=self.dtype,
+        )
+
+    def encode(self, values: FloatArray, scale: Scale) -> Array:
+        """Codes of `values` in their shape: to the nearest level, ties to even codes, saturated."""
+        step, zero_point = _along(scale, values.ndim)
+        with np.errstate(over="ignore"):
+            codes = np.divide(values, step, dtype=np.float32)
+        codes = np.rint(codes, out=codes) if codes.ndim else np.rint(codes)
+        return (codes + zero_point).clip(scale.lowest, scale.highest).astype(self.dtype)
+
+    def decode(self, codes: Array, scale: Scale) -> FloatArray:
+        """The real values of `codes`, float32, in their shape."""
+        step, zero_point = _along(scale, codes.ndim)
+        return np.multiply(codes.astype(np.float32) - zero_point, step, dtype=np.float32)
+
+
+def _storable(exact: npt.NDArray[np.float64]) -> FloatArray:
+    """`exact` as float32, 1 where it is zero and never so small that dividing by it overflows."""
+    return np.where(exact == 0, 1.0, np.maximum(exact, _SMALLEST_SCALE)).astype(np.float32)
+
+
+def _finite(scale: FloatArray, farthest: npt.NDArray[np.int64]) -> FloatArray:
+    """`scale`, reduced where the level `farthest` from zero would decode beyond the largest float32."""
+    largest = np.nextafter((_LARGEST / farthest).astype(np.float32), np.float32(0.0))
+    return np.minimum(scale, largest)
+
+
+def _along(scale: Scale, rank: int) -> tuple[Array, Array]:
+    zero_point = scale.zero_point.astype(np.float32)
+    return broadcast(scale.scale, rank, scale.axis), broadcast(zero_point, rank, scale.axis)

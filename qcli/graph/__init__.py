@@ -1,0 +1,50 @@
+"""The door to onnx and onnx_ir: loading, saving and editing models. No other module imports those libraries.
+
+`Model` wraps a graph in memory; `Node`, `Value` and `Graph` are handed out for the steps and encodings to edit.
+"""
+
+from qcli.graph.edit import (
+    add_initializer,
+    constant_of,
+    data_consumers,
+    insert_after,
+    insert_before,
+    is_constant,
+    make_node,
+    remove_node,
+    replace_value,
+    set_constant,
+    sole_consumer,
+)
+from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes
+from qcli.graph.load import load_model
+from qcli.graph.model import Graph, Model, Node, Value
+from qcli.graph.normalize import normalize_graph, original_name
+from qcli.graph.opset import raise_opset
+from qcli.graph.save import save_model
+
+__all__ = [
+    "Graph",
+    "Model",
+    "Node",
+    "Value",
+    "add_initializer",
+    "concrete_shapes",
+    "constant_of",
+    "data_consumers",
+    "dimensions",
+    "infer_shapes",
+    "insert_after",
+    "insert_before",
+    "is_constant",
+    "load_model",
+    "make_node",
+    "normalize_graph",
+    "original_name",
+    "raise_opset",
+    "remove_node",
+    "replace_value",
+    "save_model",
+    "set_constant",
+    "sole_consumer",
+]

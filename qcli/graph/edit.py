@@ -1,0 +1,123 @@
+"""Small edits that keep a graph valid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcli.types import Array
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """True for an initializer that no caller can override."""
+    return value is not None and value.const_value is not None and not value.is_graph_input()
+
+
+def constant_of(value: ir.Value | None) -> Array | None:
+    """The array behind a constant value, or None."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def data_consumers(value: ir.Value) -> tuple[ir.Node, ...]:
+    """The nodes that read a value, each once, in a stable order."""
+    return tuple(dict.fromkeys(node for node, _ in value.uses()))
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The only reader of a value that is not a graph output, or None."""
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return uses[0][0]
+
+
+def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
+    """A new constant under a name that is free; `name` gets a number if it is taken."""
+    unique = _free_name(graph, name)
+    value = ir.Value(name=unique, const_value=ir.tensor(np.ascontiguousarray(array), name=unique, dtype=dtype))
+    value.shape = ir.Shape(array.shape)
+    value.dtype = value.const_value.dtype if value.const_value is not None else None
+    graph.register_initializer(value)
+    return value
+
+
+def set_constant(graph: ir.Graph, node: ir.Node, operand: int, array: Array) -> None:
+    """Gives one operand of a node a new constant; other readers keep the old one."""
+    old = node.inputs[operand]
+    if old is None:
+        raise ValueError(f"operand {operand} of {node.name} is empty")
+    alone = len(tuple(old.uses())) == 1 and old.name in graph.initializers
+    if alone:
+        graph.initializers.pop(old.name or "")
+    node.replace_input_with(operand, add_initializer(graph, old.name or "constant", array))
+
+
+def make_node(
+    operator: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    name: str,
+    output: str,
+    attributes: Mapping[str, int | float | str | Sequence[int]] | None = None,
+    domain: str = "",
+) -> ir.Node:
+    """A node with one output, not yet placed in a graph."""
+    node = ir.node(operator, list(inputs), attributes=dict(attributes or {}), domain=domain, name=name)
+    node.outputs[0].name = output
+    return node
+
+
+def insert_after(value: ir.Value, node: ir.Node, graph: ir.Graph) -> None:
+    """Places a node behind the producer of a value, or first in the graph for an input."""
+    producer = value.producer()
+    if producer is not None:
+        graph.insert_after(producer, node)
+    elif len(graph):
+        graph.insert_before(graph[0], node)
+    else:
+        graph.append(node)
+
+
+def insert_before(reader: ir.Node, node: ir.Node, graph: ir.Graph) -> None:
+    """Places a node in front of another one."""
+    graph.insert_before(reader, node)
+
+
+def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Every reader of `old` reads `new`; if `old` was a graph output, `new` takes its place and its name."""
+    if old.is_graph_output():
+        old_name, old_shape, old_type = old.name, old.shape, old.type
+        old.name = f"{old_name}_replaced"
+        new.name, new.shape, new.type = old_name, old_shape, old_type
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = new
+    old.replace_all_uses_with(new)
+
+
+def remove_node(graph: ir.Graph, node: ir.Node, replacement: ir.Value) -> None:
+    """Takes a one-output node out of the graph; its readers read `replacement`."""
+    replace_value(graph, node.outputs[0], replacement)
+    graph.remove(node, safe=True)
+
+
+def _free_name(graph: ir.Graph, name: str) -> str:
+    taken = _taken_names(graph)
+    if name not in taken:
+        return name
+    number = 1
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
+
+
+def _taken_names(graph: ir.Graph) -> set[str | None]:
+    names: set[str | None] = set(graph.initializers)
+    names.update(value.name for value in graph.inputs)
+    for node in graph:
+        names.update(value.name for value in node.outputs)
+    return names

@@ -1,0 +1,49 @@
+"""Shapes: what the file declares, what inference finds, what they are for one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from qcli.types import Array
+
+if TYPE_CHECKING:
+    from qcli.graph.model import Model
+
+
+def dimensions(value: ir.Value) -> tuple[int | None, ...] | None:
+    """The shape with None for each free dimension; None if even the rank is unknown."""
+    if value.shape is None:
+        return None
+    return tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
+
+
+def infer_shapes(model: Model) -> None:
+    """Fills in the types and shapes of intermediate values, in place."""
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model.ir)
+
+
+def concrete_shapes(model: Model, feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all values when the inputs have the shapes of `feeds`, where inference can tell."""
+    bound = model.copy()
+    for value in bound.graph.inputs:
+        if value.name in feeds:
+            value.shape = ir.Shape(feeds[value.name].shape)
+    for node in bound.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    for value in bound.graph.outputs:
+        value.shape = None
+    infer_shapes(bound)
+    shapes: dict[str, tuple[int, ...]] = {}
+    values = [*bound.graph.inputs, *bound.graph.initializers.values()]
+    values += [value for node in bound.graph for value in node.outputs]
+    for value in values:
+        known = dimensions(value)
+        if value.name and known is not None and None not in known:
+            shapes[value.name] = tuple(size for size in known if size is not None)
+    return shapes

@@ -1,0 +1,145 @@
+"""Reading a model file that nobody vouches for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from qcli.errors import InputError, UnsupportedError
+from qcli.graph.model import Model
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def load_model(path: Path) -> Model:
+    """A model from an .onnx file, its external data checked and mapped.
+
+    Raises InputError for a file that is missing, unreadable, truncated or no model, and for external data that
+    is missing or lies outside the model's folder; UnsupportedError for what would be lost silently.
+    """
+    content = _read(path)
+    proto = _parse(path, content)
+    external = tuple(_external_files(path, proto))
+    _refuse_what_would_be_lost(path, proto)
+    model = Model(_to_ir(path, proto), path, _digest(content, external))
+    _check_connected(path, model)
+    return model
+
+
+def _read(path: Path) -> bytes:
+    if not path.exists():
+        raise InputError(f"model '{path}' not found", "check the path; the first argument is an .onnx file")
+    if path.is_dir():
+        raise InputError(f"model '{path}' is a folder", "name the .onnx file inside it")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"model '{path}' cannot be read: {error.strerror}", "check the permissions") from error
+
+
+def _parse(path: Path, content: bytes) -> onnx.ModelProto:
+    if content.startswith(_LFS_POINTER):
+        raise InputError(f"model '{path}' is a Git LFS pointer, not a model", "run 'git lfs pull' to fetch the file")
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise InputError(f"model '{path}' is not an ONNX file, or is cut short", "export or download it again") from error
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise InputError(f"model '{path}' holds no graph with outputs", "export or download it again")
+    return proto
+
+
+def _to_ir(path: Path, proto: onnx.ModelProto) -> ir.Model:
+    try:
+        model = ir.from_proto(proto)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"model '{path}' is damaged: {error}", "export or download it again") from error
+    ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    return model
+
+
+def _refuse_what_would_be_lost(path: Path, proto: onnx.ModelProto) -> None:
+    if proto.graph.sparse_initializer:
+        raise UnsupportedError(f"model '{path}' has sparse initializers", "store the weights dense")
+    if proto.training_info:
+        raise UnsupportedError(f"model '{path}' carries training information", "export it for inference")
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _tensors(body)
+
+
+def _external_files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
+    """The files of external data, in a stable order, each confined to the model's folder and long enough."""
+    folder = path.parent.resolve()
+    ends: dict[str, int] = {}
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            fields = {entry.key: entry.value for entry in tensor.external_data}
+            ends.setdefault(fields.get("location", ""), 0)
+            end = _number(path, tensor, fields, "offset") + _number(path, tensor, fields, "length")
+            ends[fields.get("location", "")] = max(ends[fields.get("location", "")], end)
+    for location, end in sorted(ends.items()):
+        file = _confined(path, folder, location)
+        if file.stat().st_size < end:
+            raise InputError(f"external data '{location}' of '{path}' is cut short", "copy the file again, whole")
+        yield file
+
+
+def _number(path: Path, tensor: onnx.TensorProto, fields: dict[str, str], key: str) -> int:
+    text = fields.get(key, "0")
+    if not text.isdecimal():
+        raise InputError(f"model '{path}': external {key} '{text}' of '{tensor.name}' is no number", "export it again")
+    return int(text)
+
+
+def _confined(path: Path, folder: Path, location: str) -> Path:
+    pure = PurePosixPath(location.replace("\\", "/"))
+    resolved = (folder / location).resolve()
+    if not location or pure.is_absolute() or ".." in pure.parts or not resolved.is_relative_to(folder):
+        raise InputError(
+            f"external data '{location}' of '{path}' lies outside the model's folder", "keep the data beside the model"
+        )
+    if not resolved.is_file():
+        raise InputError(f"external data '{location}' of '{path}' is missing", "copy it beside the model")
+    return resolved
+
+
+def _digest(content: bytes, external: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256(content)
+    for file in external:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_connected(path: Path, model: Model) -> None:
+    """A file cut at a field boundary still parses, but reads values that nothing produces."""
+    known = {id(value) for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    for node in model.graph:
+        known.update(id(value) for value in node.outputs)
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and id(value) not in known:
+                raise InputError(
+                    f"model '{path}' is damaged: node '{node.name}' reads '{value.name}', which nothing produces",
+                    "export or download it again",
+                )
+    for value in model.graph.outputs:
+        if id(value) not in known:
+            raise InputError(
+                f"model '{path}' is damaged: nothing produces the output '{value.name}'", "export or download it again"
+            )

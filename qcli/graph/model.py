@@ -1,0 +1,104 @@
+"""A model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from qcli.contracts import InputSpec
+from qcli.graph.infer import dimensions
+
+Graph = ir.Graph
+Node = ir.Node
+Value = ir.Value
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+class Model:
+    """A graph with its file of origin. `sha256` is the digest of the file, external data included."""
+
+    def __init__(self, ir_model: ir.Model, path: Path | None = None, sha256: str = "") -> None:
+        self.ir = ir_model
+        self.path = path
+        self.sha256 = sha256
+
+    @property
+    def graph(self) -> Graph:
+        return self.ir.graph
+
+    @property
+    def opset(self) -> int:
+        """The version of the standard operator set."""
+        versions = [self.ir.opset_imports[name] for name in _DEFAULT_DOMAINS if name in self.ir.opset_imports]
+        return versions[0] if versions else 1
+
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The inputs that a caller must feed; initializers listed as inputs are not among them."""
+        return tuple(
+            InputSpec(name=value.name or "", dtype=_dtype_name(value), shape=dimensions(value))
+            for value in self.graph.inputs
+            if not value.is_initializer()
+        )
+
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(value.name or "" for value in self.graph.outputs)
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes, those inside If and Loop bodies included."""
+        return iter(self.graph.all_nodes())
+
+    def copy(self) -> Model:
+        """An independent graph that shares the (immutable) weight arrays."""
+        return Model(self.ir.clone(), self.path, self.sha256)
+
+    def proto(self) -> onnx.ModelProto:
+        return ir.to_proto(self.ir)
+
+    def serialize(self, extra_outputs: tuple[str, ...] = ()) -> bytes:
+        """The model as bytes with weights inside, with more of its values made graph outputs."""
+        proto = self.proto()
+        present = {output.name for output in proto.graph.output}
+        types = {info.name: info for info in proto.graph.value_info}
+        for name in extra_outputs:
+            if name not in present:
+                proto.graph.output.append(types.get(name, onnx.ValueInfoProto(name=name)))
+        return proto.SerializeToString(deterministic=True)
+
+    def constant_part(self, nodes: Sequence[Node], outputs: Sequence[str]) -> bytes:
+        """The given nodes, which read constants alone, as a model of their own."""
+        proto = onnx.ModelProto(ir_version=max(self.ir.ir_version or 8, 8))
+        proto.opset_import.extend(onnx.helper.make_opsetid(name, ver) for name, ver in self.ir.opset_imports.items())
+        proto.graph.name = "constants"
+        proto.graph.node.extend(ir.to_proto(node) for node in nodes)
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        needed = {value.name: value for node in nodes for value in node.inputs if value is not None and value.const_value}
+        for name, value in needed.items():
+            tensor = ir.to_proto(value.const_value)
+            tensor.name = name
+            proto.graph.initializer.append(tensor)
+        return proto.SerializeToString()
+
+    def remove_unused(self) -> bool:
+        """Drops nodes and weights that no output needs; True if there were any."""
+        return bool(RemoveUnusedNodesPass()(self.ir).modified)
+
+    def node_count(self) -> int:
+        return sum(1 for _ in self.nodes())
+
+    def parameter_count(self) -> int:
+        return sum(
+            value.const_value.size for graph in self._graphs() for value in graph.initializers.values() if value.const_value
+        )
+
+    def _graphs(self) -> Iterator[Graph]:
+        yield self.graph
+        yield from self.graph.subgraphs()
+
+
+def _dtype_name(value: Value) -> str:
+    return value.dtype.numpy().name if value.dtype is not None and value.dtype != ir.DataType.STRING else "object"

@@ -1,0 +1,73 @@
+"""The normal form of a graph."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from qcli.graph.model import Model
+
+ORIGINAL_NAME = "qcli.original_name"
+"""Key of a node's metadata that holds the name it had in the file, where that had to change."""
+
+
+def normalize_graph(model: Model) -> int:
+    """Brings a model into normal form, in place; the number of passes that changed something."""
+    passes = (
+        common.TopologicalSortPass(),
+        common.RemoveInitializersFromInputsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+    )
+    changed = sum(bool(one(model.ir).modified) for one in passes)
+    changed += _remove_idle_nodes(model)
+    changed += bool(common.RemoveUnusedNodesPass()(model.ir).modified)
+    changed += _name_nodes(model)
+    return changed
+
+
+def original_name(node: ir.Node) -> str:
+    """The name that a node had in the user's file."""
+    return node.metadata_props.get(ORIGINAL_NAME, node.name or "")
+
+
+def _remove_idle_nodes(model: Model) -> int:
+    """Takes out Identity, and Dropout as it is at inference."""
+    removed = 0
+    for node in tuple(model.nodes()):
+        source = node.inputs[0] if node.inputs else None
+        if source is None or node.graph is None or not _is_idle(node):
+            continue
+        node.outputs[0].replace_all_uses_with(source)
+        node.graph.remove(node, safe=True)
+        removed += 1
+    return removed
+
+
+def _is_idle(node: ir.Node) -> bool:
+    """True for a node whose first output is its first input and whose other results nobody reads."""
+    if node.domain not in ("", "ai.onnx") or any(output.is_graph_output() for output in node.outputs):
+        return False
+    if node.op_type == "Dropout":
+        training = len(node.inputs) > 2 and node.inputs[2] is not None
+        return not training and not any(output.uses() for output in node.outputs[1:])
+    return node.op_type == "Identity"
+
+
+def _name_nodes(model: Model) -> int:
+    """Unique names: an empty one becomes the name of the first output, a repeated one gets a number."""
+    taken: set[str] = set()
+    renamed = 0
+    for node in model.nodes():
+        original = node.name or ""
+        name = original or (node.outputs[0].name if node.outputs else "") or node.op_type
+        if name in taken:
+            name = next(free for number in count(1) if (free := f"{name}_{number}") not in taken)
+        taken.add(name)
+        if name != original:
+            node.metadata_props[ORIGINAL_NAME] = original
+            node.name = name
+            renamed += 1
+    return renamed

@@ -1,0 +1,166 @@
+"""Finding the rule that decides a site: the last one that matches and says something counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+from qcli.errors import UsageError, did_you_mean
+from qcli.graph import Model, Node, is_constant, original_name
+from qcli.recipe import Recipe, SourcedRule
+from qcli.types import Entry, Grid, Match, Role, Site
+
+_SITE_ROLES = (Role.INPUT, Role.WEIGHT, Role.BIAS, Role.OUTPUT)
+
+
+class RuleBook:
+    """The rules of a recipe over one model."""
+
+    def __init__(self, model: Model, recipe: Recipe) -> None:
+        self._rules = recipe.rules
+        self._model = model
+        self._regions = {sourced.origin: _region(model, sourced) for sourced in recipe.rules}
+        self._refuse_idle_rules()
+
+    def refusal(self, node: Node) -> str | None:
+        """Why the recipe keeps a node float, or None."""
+        for role in self._roles(node):
+            decided = self._last(node, role, lambda rule: rule.rule.grid is not None or rule.rule.keep is not None)
+            if decided is None:
+                return f"no rule gives its {role.value} a grid"
+            if decided.rule.keep is not None:
+                return f"{decided.origin} keeps it float"
+        return None
+
+    def entry(self, site: Site) -> Entry:
+        """The decision about a site."""
+        node = self._node_of(site)
+        role = site.role
+        grid = self._last(node, role, lambda rule: rule.rule.grid is not None, site.value)
+        span = self._last(node, role, lambda rule: rule.rule.range is not None, site.value)
+        rounding = self._last(node, role, lambda rule: rule.rule.rounding is not None, site.value)
+        encoding = self._last(node, role, lambda rule: rule.rule.encoding is not None, site.value)
+        return Entry(
+            site=site,
+            grid=(grid.rule.grid if grid else None) or Grid(),
+            range=(span.rule.range if span else None) or "minmax",
+            rounding=(rounding.rule.rounding if rounding else None) or "nearest",
+            encoding=(encoding.rule.encoding if encoding else None) or "qdq",
+            because=_because(grid, span),
+        )
+
+    def names_operator(self, entry: Entry) -> bool:
+        """True if the rule that gives the range is about this operator in particular, not about a role."""
+        node = self._node_of(entry.site)
+        span = self._last(node, entry.site.role, lambda rule: rule.rule.range is not None, entry.site.value)
+        match = span.rule.match if span else Match()
+        return any(item is not None for item in (match.op, match.name, match.value, match.from_, match.to))
+
+    def _roles(self, node: Node) -> tuple[Role, ...]:
+        weighted = any(value is not None and is_constant(value) for value in node.inputs[1:2])
+        return (Role.INPUT, Role.WEIGHT) if weighted and node.op_type in _WITH_WEIGHT else (Role.INPUT,)
+
+    def _node_of(self, site: Site) -> Node:
+        for node in self._model.nodes():
+            if node.outputs and node.outputs[0].name == site.node:
+                return node
+        raise UsageError(f"the plan names the node '{site.node}', which the model lacks", "make it again")
+
+    def _last(
+        self, node: Node, role: Role, says: Callable[[SourcedRule], bool], value: str | None = None
+    ) -> SourcedRule | None:
+        for sourced in reversed(self._rules):
+            if says(sourced) and self._matches(sourced, node, role, value):
+                return sourced
+        return None
+
+    def _matches(self, sourced: SourcedRule, node: Node, role: Role, value: str | None) -> bool:
+        match = sourced.rule.match
+        region = self._regions[sourced.origin]
+        return (
+            _any_equal(match.op, node.op_type)
+            and _any_glob(match.name, (original_name(node), node.outputs[0].name or ""))
+            and _role_matches(match.role, role)
+            and (match.value is None or _any_glob(match.value, (value,) if value else _value_names(node)))
+            and (region is None or node in region)
+        )
+
+    def _refuse_idle_rules(self) -> None:
+        """A rule that the user wrote and that matches nothing is a mistake; one of a preset is not."""
+        nodes = tuple(self._model.nodes())
+        for sourced in self._rules:
+            if sourced.own and not any(self._matches(sourced, node, role, None) for node in nodes for role in _SITE_ROLES):
+                raise UsageError(f"{sourced.origin} matches nothing in this model", _suggest(sourced.rule.match, nodes))
+
+
+_WITH_WEIGHT = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _because(grid: SourcedRule | None, span: SourcedRule | None) -> str:
+    origins = dict.fromkeys(item.origin for item in (grid, span) if item is not None)
+    return ", ".join(origins) or "default"
+
+
+def _listed(pattern: object) -> tuple[object, ...]:
+    return pattern if isinstance(pattern, tuple) else (pattern,)
+
+
+def _any_equal(pattern: str | tuple[str, ...] | None, text: str) -> bool:
+    return pattern is None or text in _listed(pattern)
+
+
+def _any_glob(pattern: str | tuple[str, ...] | None, texts: Iterable[str]) -> bool:
+    return pattern is None or any(fnmatchcase(text, str(glob)) for text in texts for glob in _listed(pattern))
+
+
+def _role_matches(pattern: Role | tuple[Role, ...] | None, role: Role) -> bool:
+    """`input` covers results too, since one node's result is the next one's input."""
+    if pattern is None:
+        return True
+    wanted = _listed(pattern)
+    return role in wanted or (role is Role.OUTPUT and Role.INPUT in wanted)
+
+
+def _value_names(node: Node) -> tuple[str, ...]:
+    return tuple(value.name or "" for value in (*node.inputs, *node.outputs) if value is not None)
+
+
+def _suggest(match: Match, nodes: tuple[Node, ...]) -> str:
+    known = {original_name(node) for node in nodes} if match.name is not None else {node.op_type for node in nodes}
+    word = match.name if match.name is not None else match.op
+    hint = did_you_mean(str(_listed(word)[0]), known) if word is not None else ""
+    return hint if len(hint) < 200 else "'qcli inspect' lists the nodes of the model"
+
+
+def _region(model: Model, sourced: SourcedRule) -> frozenset[Node] | None:
+    """The nodes on a path from the node `from` to the node `to`, both included; one end may be left open."""
+    match = sourced.rule.match
+    if match.from_ is None and match.to is None:
+        return None
+    region = frozenset(model.nodes())
+    if match.from_ is not None:
+        region &= _closure(_named(model, match.from_, sourced.origin), lambda node: node.successors())
+    if match.to is not None:
+        region &= _closure(_named(model, match.to, sourced.origin), lambda node: node.predecessors())
+    return region
+
+
+def _named(model: Model, name: str, origin: str) -> Node:
+    nodes = tuple(model.nodes())
+    for node in nodes:
+        if name in (original_name(node), node.outputs[0].name):
+            return node
+    raise UsageError(f"{origin}: no node is called '{name}'", did_you_mean(name, {original_name(node) for node in nodes}))
+
+
+def _closure(start: Node, step: Callable[[Node], Iterable[Node]]) -> frozenset[Node]:
+    seen = {start}
+    stack = [start]
+    while stack:
+        for node in step(stack.pop()):
+            if node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return frozenset(seen)
+
+

@@ -1,0 +1,267 @@
+"""Which nodes become integer, so that the whole network is fast and no border stops a fusion.
+
+Anchors (Conv, Gemm, MatMul with a constant weight) pay on their own. What lies between two anchors stays integer if
+it has a kernel, because two conversions cost more than it does. What follows an anchor and only moves or reduces data
+does so on 8 bits. Everything else is float, with a reason. Figures in docs/placement.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, is_constant, original_name, sole_consumer
+from qcli.layers import LAYERS
+from qcli.targets._support import Placement, Support
+from qcli.types import KeptFloat
+
+_STRUCTURAL = ("Shape", "Cast", "Constant", "ConstantOfShape", "Range", "If", "Loop", "Scan")
+
+
+class Target(Protocol):
+    """What placement asks of a target."""
+
+    def support(self, operator: str, domain: str) -> Support | None: ...
+
+    def refusal(self, operator: str, domain: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A node that becomes integer.
+
+    `operands` hold its activations. `tail` are the nodes that its kernel swallows (a bias Add, Relu, Clip), `result`
+    is the value behind them, quantized if `quantize_output`. `bias` is the reader and operand of the bias.
+    """
+
+    node: Node
+    support: Support
+    operands: tuple[int, ...]
+    tail: tuple[Node, ...] = ()
+    bias: tuple[Node, int] | None = None
+    quantize_output: bool = True
+
+    @property
+    def result(self) -> Value:
+        return (self.tail[-1] if self.tail else self.node).outputs[0]
+
+
+@dataclass
+class Layout:
+    """The nodes that become integer, in graph order, and those that stay float."""
+
+    placed: dict[Node, Placed] = field(default_factory=dict)
+    kept: list[KeptFloat] = field(default_factory=list)
+
+
+def place(model: Model, target: Target, refused: Callable[[Node], str | None]) -> Layout:
+    """Divides the main graph; `refused` gives the reason why a recipe keeps a node float, or None."""
+    reasons: dict[Node, str] = {}
+    candidates: dict[Node, Placed] = {}
+    for node in model.graph:
+        found = _candidate(node, target, refused)
+        if isinstance(found, str):
+            reasons[node] = found
+        else:
+            candidates[node] = found
+    reachable = _forward(model.graph, candidates)
+    layout = Layout()
+    useful = _backward(model.graph, reachable)
+    for node, placed in reachable.items():
+        if node in useful:
+            layout.placed[node] = _with_output(placed, useful)
+        else:
+            reasons[node] = "it would be an integer island between float nodes"
+    for node, placed in candidates.items():
+        if node not in reachable:
+            reasons[node] = f"no integer operator feeds it, and {node.op_type} alone does not pay"
+    layout.kept = _kept(model, layout, reasons)
+    return layout
+
+
+def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]) -> Placed | str:
+    """The node as it would be placed, or the reason why it cannot be."""
+    support = target.support(node.op_type, node.domain)
+    if support is None:
+        return target.refusal(node.op_type, node.domain)
+    reason = _illegal(node, support) or refused(node)
+    if reason is not None:
+        return reason
+    operands = tuple(
+        index
+        for index, value in enumerate(node.inputs)
+        if value is not None and not is_constant(value) and (support.data is None or index in support.data)
+    )
+    if not operands:
+        return "it reads no activation"
+    tail, bias = _tail(node, support)
+    return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias)
+
+
+def _illegal(node: Node, support: Support) -> str | None:
+    """Why this node in particular has no integer kernel."""
+    first = node.inputs[0] if node.inputs else None
+    if first is None or first.dtype is None or first.dtype.numpy().name != "float32":
+        return "its data is not float32"
+    if support.weight is not None:
+        weight = node.inputs[support.weight]
+        if weight is None or constant_of(weight) is None:
+            return "both operands are activations, where integers do not pay" if node.op_type == "MatMul" else "its weight is not constant"
+        if node.op_type == "MatMul" and len(dimensions(weight) or ()) != 2:
+            return "its weight is not a matrix"
+    check = _CHECKS.get(node.op_type)
+    return check(node) if check is not None else None
+
+
+def _gemm(node: Node) -> str | None:
+    plain = _float(node, "alpha", 1.0) == 1.0 and _float(node, "beta", 1.0) == 1.0 and not _int(node, "transA")
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and constant_of(bias) is None:
+        return "its bias is not constant"
+    return None if plain else "integer Gemm has no alpha, beta or transA"
+
+
+def _pad(node: Node) -> str | None:
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+    value = constant_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    fixed = len(node.inputs) < 3 or node.inputs[2] is None or value is not None
+    zero = value is None or not value.any()
+    return None if mode != "constant" or (fixed and zero) else "it pads with something else than zero"
+
+
+def _resize(node: Node) -> str | None:
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
+    return None if mode == "nearest" else "it interpolates"
+
+
+def _pool(node: Node) -> str | None:
+    return "it also gives indices" if len(node.outputs) > 1 else None
+
+
+def _elementwise(node: Node) -> str | None:
+    if sum(value is not None and is_constant(value) for value in node.inputs) == len(node.inputs):
+        return "it reads no activation"
+    return None
+
+
+_CHECKS = {"Gemm": _gemm, "Pad": _pad, "Resize": _resize, "MaxPool": _pool, "Add": _elementwise, "Mul": _elementwise}
+
+
+def _float(node: Node, key: str, default: float) -> float:
+    return node.attributes[key].as_float() if key in node.attributes else default
+
+
+def _int(node: Node, key: str) -> int:
+    return node.attributes[key].as_int() if key in node.attributes else 0
+
+
+def _tail(node: Node, support: Support) -> tuple[tuple[Node, ...], tuple[Node, int] | None]:
+    """The nodes behind an integer kernel that it swallows, and where its bias is read."""
+    tail: list[Node] = []
+    bias: tuple[Node, int] | None = None
+    if support.bias is not None and len(node.inputs) > support.bias and node.inputs[support.bias] is not None:
+        bias = (node, support.bias)
+    value = node.outputs[0]
+    while (follower := sole_consumer(value)) is not None and len(tail) < 3:
+        if node.op_type == "MatMul" and not tail and (operand := _bias_operand(node, follower)) is not None:
+            bias = (follower, operand)
+        elif not _clips(follower, value) or support.tied:
+            break
+        tail.append(follower)
+        value = follower.outputs[0]
+    return tuple(tail), bias
+
+
+def _bias_operand(layer: Node, follower: Node) -> int | None:
+    """The operand of an Add that holds a constant vector over the layer's output channels."""
+    weight = dimensions(layer.inputs[1]) if layer.inputs[1] is not None else None
+    if follower.op_type != "Add" or weight is None:
+        return None
+    for operand, value in enumerate(follower.inputs):
+        if value is not None and is_constant(value) and dimensions(value) == (weight[-1],):
+            return operand
+    return None
+
+
+def _clips(node: Node, value: Value) -> bool:
+    """True for Relu, and for Clip, Max and Min with constant scalars: a saturating grid does their work."""
+    if node.op_type == "Relu":
+        return True
+    if node.op_type not in ("Clip", "Max", "Min") or node.inputs.count(value) != 1:
+        return False
+    bounds = [item for item in node.inputs if item is not None and item is not value]
+    return all(is_constant(item) and (array := constant_of(item)) is not None and array.size == 1 for item in bounds)
+
+
+def _forward(graph: Graph, candidates: dict[Node, Placed]) -> dict[Node, Placed]:
+    """The anchors, and what can be reached from them through integer operators."""
+    ready: set[Value] = set()
+    reachable: dict[Node, Placed] = {}
+    swallowed: set[Node] = set()
+    for node in graph:
+        placed = candidates.get(node)
+        if placed is None or node in swallowed:
+            continue
+        sources = [node.inputs[index] for index in placed.operands]
+        fed = [value in ready for value in sources if value is not None]
+        if placed.support.placement is Placement.ANCHOR or (all(fed) if placed.support.tied else any(fed)):
+            reachable[node] = placed
+            swallowed.update(placed.tail)
+            ready.add(placed.result)
+    return reachable
+
+
+def _backward(graph: Graph, reachable: dict[Node, Placed]) -> set[Node]:
+    """Of those the ones that pay: anchors, what leads to one, and what moves data behind a quantized result."""
+    leading: set[Node] = set()
+    for node in reversed(tuple(graph)):
+        placed = reachable.get(node)
+        if placed is None:
+            continue
+        if placed.support.placement is Placement.ANCHOR or any(reader in leading for reader, _ in placed.result.uses()):
+            leading.add(node)
+    behind: set[Value] = {
+        placed.result
+        for node, placed in reachable.items()
+        if node in leading and not (placed.support.placement is Placement.ANCHOR and placed.support.output_optional)
+    }
+    for node, placed in reachable.items():
+        source = node.inputs[0]
+        if placed.support.placement is Placement.FOLLOW and source in behind:
+            leading.add(node)
+            behind.add(placed.result)
+    return leading
+
+
+def _with_output(placed: Placed, useful: set[Node]) -> Placed:
+    """A kernel that can give float results does so unless all its readers are integer."""
+    readers = [reader for reader, _ in placed.result.uses()]
+    integer = bool(readers) and all(reader in useful for reader in readers) and not placed.result.is_graph_output()
+    if not placed.support.output_optional or integer:
+        return placed
+    tail = placed.tail
+    while tail and placed.bias != (tail[-1], placed.bias[1] if placed.bias else -1):
+        tail = tail[:-1]
+    return Placed(placed.node, placed.support, placed.operands, tail, placed.bias, quantize_output=False)
+
+
+def _kept(model: Model, layout: Layout, reasons: dict[Node, str]) -> list[KeptFloat]:
+    swallowed = {node for placed in layout.placed.values() for node in placed.tail}
+    kept: list[KeptFloat] = []
+    for node in model.nodes():
+        if node in layout.placed or node in swallowed or node.op_type in _STRUCTURAL or _on_integers(node):
+            continue
+        inside = node.graph is not model.graph
+        reason = "it lies inside the body of an If, Loop or Scan" if inside else reasons.get(node, "")
+        if inside and node.op_type not in LAYERS:
+            continue
+        name = node.outputs[0].name if node.outputs else ""
+        kept.append(KeptFloat(node=name or "", name=original_name(node), op=node.op_type, reason=reason))
+    return kept
+
+
+def _on_integers(node: Node) -> bool:
+    """Shape arithmetic and the like, where there is nothing to quantize."""
+    kinds = [value.dtype.numpy().kind for value in node.outputs if value.dtype is not None]
+    return bool(kinds) and "f" not in kinds

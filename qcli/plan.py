@@ -1,0 +1,178 @@
+"""Making a plan: which sites get which grid, because of which rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from qcli.configure import convert
+from qcli.errors import NothingToDoError, UnsupportedError, UsageError
+from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, original_name
+from qcli.layers import output_channel_axis
+from qcli.matching import RuleBook
+from qcli.placement import Layout, Placed, place
+from qcli.plugins import create
+from qcli.recipe import Recipe
+from qcli.types import Entry, Grid, Plan, Role, Site, Spec, Tie
+from qcli.yaml_file import read_yaml, write_yaml
+
+BIAS_GRID = Grid(format="int32", symmetric=True, granularity="channel")
+"""A bias is stored as int32 with the scale s_x * s_w of the product that it is added to."""
+
+_QUANTIZED_OPERATORS = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+    "MatMulInteger", "MatMulNBits", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
+)  # fmt: skip
+
+
+def make_plan(model: Model, recipe: Recipe) -> Plan:
+    """The plan for a prepared model. Needs no data.
+
+    Raises UnsupportedError for a model that is quantized already, UsageError for a rule of the user's that matches
+    nothing or asks for what the target cannot run, NothingToDoError if nothing can be quantized.
+    """
+    refuse_quantized(model)
+    infer_shapes(model)
+    target = create("targets", recipe.target)
+    rules = RuleBook(model, recipe)
+    layout = place(model, target, rules.refusal)
+    entries = tuple(_entries(layout, rules))
+    if not entries:
+        reasons = sorted({kept.reason for kept in layout.kept})
+        raise NothingToDoError("nothing in this model can be quantized", "; ".join(reasons[:3]) or "it has no operators")
+    _check_formats(entries, target, recipe.target)
+    return Plan(
+        model_sha256=model.sha256,
+        target=recipe.target,
+        opset=max(required_opset(recipe), model.opset),
+        entries=entries,
+        ties=tuple(_ties(layout)),
+        kept_float=tuple(layout.kept),
+    )
+
+
+def refuse_quantized(model: Model) -> None:
+    """Raises UnsupportedError for a model that holds quantized operators."""
+    found = sorted({node.op_type for node in model.nodes() if node.op_type in _QUANTIZED_OPERATORS})
+    if found:
+        raise UnsupportedError(f"the model is already quantized: it has {', '.join(found)}", "start from the float model")
+
+
+def required_opset(recipe: Recipe) -> int:
+    """The lowest operator set in which every grid of the recipe can be written."""
+    grids = [sourced.rule.grid for sourced in recipe.rules if sourced.rule.grid is not None]
+    versions = [create("formats", grid.format).min_opset for grid in grids]
+    per_channel = 13 if any(grid.granularity != "tensor" for grid in grids) else 10
+    return max([per_channel, *versions])
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from its file. Raises UsageError that names the key."""
+    return convert(read_yaml(path, "plan"), Plan, where=f"plan '{path}'")
+
+
+def plan_text(plan: Plan) -> str:
+    """The file form of a plan: YAML, without the defaults."""
+    return write_yaml(_plain(plan))
+
+
+def check_plan(plan: Plan, model: Model) -> None:
+    """Raises UsageError if a plan was made for another model or names nodes that this one lacks."""
+    if plan.model_sha256 != model.sha256:
+        raise UsageError("the plan was made for another model", "make it again with 'qcli plan'")
+    known = {value.name for node in model.nodes() for value in node.outputs}
+    for entry in plan.entries:
+        if entry.site.node not in known:
+            raise UsageError(f"the plan names the node '{entry.site.node}', which the model lacks", "make it again")
+
+
+def _plain(noun: Any) -> Any:
+    """A noun as plain data in which fields at their default are left out."""
+    if isinstance(noun, msgspec.Struct):
+        plain = {}
+        for item in msgspec.structs.fields(noun):
+            value = getattr(noun, item.name)
+            if item.required or value != item.default:
+                plain[item.encode_name] = _plain(value)
+        return plain
+    if isinstance(noun, (tuple, list)):
+        return [_plain(item) for item in noun]
+    return msgspec.to_builtins(noun)
+
+
+def _entries(layout: Layout, rules: RuleBook) -> Iterator[Entry]:
+    quantized = {placed.result for placed in layout.placed.values() if placed.quantize_output}
+    for placed in layout.placed.values():
+        for operand in placed.operands:
+            if placed.node.inputs[operand] not in quantized:
+                yield rules.entry(_site(placed.node, operand, Role.INPUT))
+        yield from _constant_entries(placed, rules)
+        if placed.quantize_output:
+            yield _output_entry(placed, rules)
+
+
+def _constant_entries(placed: Placed, rules: RuleBook) -> Iterator[Entry]:
+    """The weight and the bias, or the constant operand of an elementwise operator."""
+    node, support = placed.node, placed.support
+    if support.weight is not None:
+        entry = rules.entry(_site(node, support.weight, Role.WEIGHT))
+        axis = output_channel_axis(node) if entry.grid.granularity == "channel" else None
+        yield msgspec.structs.replace(entry, grid=msgspec.structs.replace(entry.grid, axis=axis))
+    elif support.data is None:
+        for operand, value in enumerate(node.inputs):
+            if value is not None and operand not in placed.operands:
+                yield rules.entry(_site(node, operand, Role.INPUT))
+    if placed.bias is not None:
+        reader, operand = placed.bias
+        because = "int32 with the scale of the product that it is added to"
+        site = _site(reader, operand, Role.BIAS)
+        yield Entry(site=site, grid=BIAS_GRID, range="minmax", because=because)
+
+
+def _output_entry(placed: Placed, rules: RuleBook) -> Entry:
+    producer = placed.tail[-1] if placed.tail else placed.node
+    entry = rules.entry(_site(producer, 0, Role.OUTPUT, op=placed.node.op_type))
+    natural = placed.support.natural
+    if natural is None or rules.names_operator(entry):
+        return entry
+    fixed: Spec = {"fixed": {"lower": natural[0], "upper": natural[1]}}
+    return msgspec.structs.replace(entry, range=fixed, because=f"{entry.because}; natural range of {placed.node.op_type}")
+
+
+def _site(node: Node, operand: int, role: Role, op: str | None = None) -> Site:
+    value = node.outputs[operand] if role is Role.OUTPUT else node.inputs[operand]
+    if value is None:
+        raise ValueError(f"operand {operand} of {node.name} is empty")
+    array = constant_of(value)
+    return Site(
+        value=value.name or "",
+        role=role,
+        node=node.outputs[0].name or "",
+        name=original_name(node),
+        op=op or node.op_type,
+        operand=operand,
+        shape=array.shape if array is not None else dimensions(value),
+    )
+
+
+def _ties(layout: Layout) -> Iterator[Tie]:
+    for placed in layout.placed.values():
+        if placed.support.tied:
+            names = [placed.node.inputs[index] for index in placed.operands]
+            values = (*(value.name or "" for value in names if value is not None), placed.result.name or "")
+            yield Tie(values=values, because=f"{placed.node.op_type} moves codes and does not rescale them")
+
+
+def _check_formats(entries: tuple[Entry, ...], target: Any, spec: Spec) -> None:
+    for entry in entries:
+        if entry.site.role is Role.BIAS:
+            continue
+        allowed = target.formats("weight" if entry.site.role is Role.WEIGHT else "activation")
+        if entry.grid.format not in allowed:
+            raise UsageError(
+                f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
+                f"use {' or '.join(allowed)}",
+            )

@@ -1,0 +1,1 @@
+"""Roundings: one file, one way to choose a level for every weight."""

@@ -1,0 +1,103 @@
+"""The door to onnxruntime: sessions on the CPU, with errors made for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from qcli.errors import RuntimeFailure
+from qcli.types import Array
+
+_SILENT = 4
+"""onnxruntime's log severity "fatal": its warnings are not for qcli's users; errors arrive as exceptions."""
+
+_RUNTIME_ERRORS = (
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+    onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
+    onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile,
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+
+
+class Session:
+    """A model loaded for running.
+
+    `threads` counts the threads inside an operator. With `optimize` off the graph runs as written, every
+    QuantizeLinear and DequantizeLinear included. `optimized_to` saves the graph that really runs. `arena` off
+    trades speed for memory that is given back after each run.
+    """
+
+    def __init__(
+        self,
+        model: bytes | Path,
+        *,
+        threads: int = 1,
+        optimize: bool = True,
+        optimized_to: Path | None = None,
+        arena: bool = True,
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _SILENT
+        options.enable_cpu_mem_arena = arena
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        if optimized_to is not None:
+            options.optimized_model_filepath = str(optimized_to)
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except _RUNTIME_ERRORS as error:
+            raise RuntimeFailure(
+                f"onnxruntime cannot load the model: {_reason(error)}", "run 'qcli doctor' to see this onnxruntime's version"
+            ) from error
+
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(item.name for item in self._session.get_inputs())
+
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(item.name for item in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """The outputs by name. Raises RuntimeFailure if the model does not run on these inputs."""
+        names = list(outputs) if outputs is not None else list(self.output_names())
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _SILENT
+        try:
+            values = self._session.run(names, dict(feeds), options)
+        except _RUNTIME_ERRORS as error:
+            raise RuntimeFailure(f"onnxruntime cannot run the model: {_reason(error)}", "") from error
+        return dict(zip(names, values, strict=True))
+
+
+def runtime_version() -> str:
+    return str(onnxruntime.__version__)
+
+
+def _reason(error: BaseException) -> str:
+    """The last sentence of onnxruntime's message, without its C++ source locations."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text.rsplit("Status Message: ", maxsplit=1)[-1].removeprefix("[ONNXRuntimeError] : ").strip()
+
+
+def saturates() -> bool:
+    """True if this processor's unsigned-by-signed 8-bit kernels saturate 16-bit sums.
+
+    x86 without VNNI adds two products into 16 bits: 255 * 127 * 2 > 32767. A one-operator model tells.
+    """
+    from qcli.graph.probe import saturation_probe
+
+    codes = np.full((16, 64), 255, np.uint8)
+    result = Session(saturation_probe(64)).run({"x": codes})["y"]
+    return bool((result != 255 * 127 * 64).any())

@@ -1,0 +1,73 @@
+"""`test_data_set_*/input_N.pb`: ONNX's own sample layout, with `output_N.pb` as reference outputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from qcli.contracts import InputSpec, Record
+from qcli.errors import InputError
+from qcli.samples._arrays import MAX_BYTES
+from qcli.samples._refuse import refusing
+from qcli.types import Array, Noun
+
+_NUMBERED = re.compile(r"(input|output)_(0|[1-9][0-9]{0,5})\.pb")
+
+
+class OnnxPb(Noun, frozen=True, kw_only=True):
+    """Reads one folder as one sample: input_N.pb is the model's N-th input, counted from 0.
+
+    Reference outputs are named `output_0`, `output_1`, … by position, since the files need not know the model's
+    names. Raises InputError for damaged files and for tensors whose data lies outside of the file.
+    """
+
+    patterns: ClassVar[tuple[str, ...]] = ("test_data_set_*/input_N.pb",)
+
+    def claims(self, path: Path) -> bool:
+        return path.name.startswith("test_data_set_") and path.is_dir()
+
+    def read(self, path: Path, inputs: tuple[InputSpec, ...]) -> Iterator[Record]:
+        arrays: dict[str, Array] = {}
+        reference: dict[str, Array] = {}
+        for kind, index, file in _numbered(path):
+            if kind == "output":
+                reference[file.stem] = _tensor(path, file)
+            elif index < len(inputs):
+                arrays[inputs[index].name] = _tensor(path, file)
+            else:
+                raise InputError(
+                    f"{path}: {file.name} has no input to go to, the model has {len(inputs)}",
+                    "inputs are counted from 0, in the model's order",
+                )
+        yield Record(file=path.name, arrays=arrays, reference=reference)
+
+
+def _numbered(folder: Path) -> list[tuple[str, int, Path]]:
+    """(input | output, N, file) of every numbered file in the folder, in order."""
+    with refusing(folder, "not a readable folder"):
+        matches = [(_NUMBERED.fullmatch(file.name), file) for file in folder.iterdir()]
+    return sorted((match.group(1), int(match.group(2)), file) for match, file in matches if match)
+
+
+def _tensor(folder: Path, file: Path) -> Array:
+    # These two are costly to import, and most data folders hold no .pb.
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx import TensorProto, numpy_helper
+
+    with refusing(
+        folder, f"{file.name} is not a readable tensor", "write it as a serialized onnx.TensorProto"
+    ):
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{size} bytes are more than the limit of {MAX_BYTES}")
+        try:
+            tensor = TensorProto.FromString(file.read_bytes())
+        except DecodeError as error:
+            raise ValueError(str(error)) from error
+        if tensor.data_location == TensorProto.EXTERNAL:
+            # Following it would let a sample name any file of the machine.
+            raise ValueError("its data lies in another file")
+        array: Array = numpy_helper.to_array(tensor)
+    return array

@@ -1,0 +1,1 @@
+"""Statistics that calibration collects: one file, one commutative monoid over arrays."""

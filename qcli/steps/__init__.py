@@ -1,0 +1,1 @@
+"""Graph steps before and after quantization: each keeps what the model computes, or is undone."""

@@ -1,0 +1,46 @@
+"""BatchNormalization becomes part of the layer in front of it.
+
+    BN(W x + b) = gamma / sqrt(var + eps) * (W x + b - mean) + beta
+    W' = W * factor          factor = gamma / sqrt(var + eps), along the output channels of W
+    b' = (b - mean) * factor + beta
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcli.graph import Model, Node, constant_of, sole_consumer
+from qcli.steps._base import Step
+from qcli.steps._fold import fold_affine_into
+from qcli.types import Array
+
+
+class FoldBatchnorm(Step, frozen=True, kw_only=True):
+    """Folds BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul that feeds it and nothing else."""
+
+    def run(self, model: Model) -> int:
+        return sum(_fold(model, node) for node in tuple(model.graph) if node.op_type == "BatchNormalization")
+
+
+def _fold(model: Model, node: Node) -> bool:
+    """Refused while training, with weights that are not constant, or behind a value with other readers."""
+    terms = _affine(node)
+    source = node.inputs[0]
+    layer = source.producer() if source is not None else None
+    if terms is None or source is None or layer is None or sole_consumer(source) is not node:
+        return False
+    return fold_affine_into(model.graph, layer, node, *terms)
+
+
+def _affine(node: Node) -> tuple[Array, Array] | None:
+    """The factor and the offset per channel in float64, or None if they are not fixed."""
+    training = node.attributes.get("training_mode")
+    if (training is not None and training.as_int()) or len([out for out in node.outputs if out.uses()]) > 1:
+        return None
+    constants = [constant_of(value) for value in node.inputs[1:5]]
+    if len(constants) < 4 or any(array is None for array in constants):
+        return None
+    gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in constants)
+    epsilon = node.attributes.get("epsilon")
+    factor = gamma / np.sqrt(variance + (epsilon.as_float() if epsilon is not None else 1e-5))
+    return factor, beta - mean * factor

@@ -1,0 +1,91 @@
+"""What depends on no input is computed once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcli.graph import Graph, Model, Node, Value, add_initializer, dimensions, infer_shapes, is_constant
+from qcli.runtime import Session
+from qcli.steps._base import Step
+
+_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+_KEPT = (*_RANDOM, "If", "Loop", "Scan", "SequenceMap", "DequantizeLinear", "QuantizeLinear")
+
+
+class FoldConstants(Step, frozen=True, kw_only=True):
+    """Replaces every node whose inputs are constant by its result, which onnxruntime itself computes.
+
+    `Shape` of a value with a fixed shape counts as constant. Results larger than `limit_bytes` that would make
+    the file grow (Expand, Tile, ConstantOfShape) stay as they are.
+    """
+
+    limit_bytes: int = 1 << 20
+
+    def run(self, model: Model) -> int:
+        folded = 0
+        while True:
+            infer_shapes(model)
+            once = _fold_shapes(model.graph) + self._fold_computed(model)
+            if not once:
+                return folded
+            folded += once
+
+    def _fold_computed(self, model: Model) -> int:
+        nodes = _constant_nodes(model.graph)
+        wanted = [value for node in nodes for value in node.outputs if _leaves(value, set(nodes))]
+        if not wanted:
+            return 0
+        names = tuple(value.name or "" for value in wanted)
+        results = Session(model.constant_part(nodes, names), optimize=False).run({}, names)
+        folded = 0
+        for value in wanted:
+            array = results[value.name or ""]
+            if not hasattr(array, "nbytes") or array.dtype == object or array.nbytes > self._allowed(value):
+                continue
+            name = value.name or "constant"
+            value.name = f"{name}_folded"
+            value.replace_all_uses_with(add_initializer(model.graph, name, array))
+            folded += 1
+        model.remove_unused()
+        return folded
+
+    def _allowed(self, value: Value) -> int:
+        node = value.producer()
+        inputs = [item.const_value.nbytes for item in (node.inputs if node else ()) if item and item.const_value]
+        return max(self.limit_bytes, *inputs, 0)
+
+
+def _constant_nodes(graph: Graph) -> list[Node]:
+    """The nodes that depend on constants alone, in order."""
+    found: list[Node] = []
+    constant: set[Value] = set()
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        pure = node.op_type not in _KEPT and node.domain in ("", "ai.onnx")
+        if pure and inputs and all(value in constant or is_constant(value) for value in inputs):
+            found.append(node)
+            constant.update(node.outputs)
+    return found
+
+
+def _leaves(value: Value, nodes: set[Node]) -> bool:
+    """True if a node outside the constant part reads the value. Graph outputs keep their producer."""
+    return not value.is_graph_output() and any(node not in nodes for node, _ in value.uses())
+
+
+def _fold_shapes(graph: Graph) -> int:
+    """Replaces Shape of a value whose whole shape is fixed."""
+    folded = 0
+    for node in tuple(graph):
+        if node.op_type != "Shape" or node.inputs[0] is None or node.outputs[0].is_graph_output():
+            continue
+        known = dimensions(node.inputs[0])
+        if known is None or None in known or node.attributes:
+            continue
+        name = node.outputs[0].name or "shape"
+        node.outputs[0].name = f"{name}_folded"
+        constant = add_initializer(graph, name, np.array(known, np.int64))
+        node.outputs[0].replace_all_uses_with(constant)
+        graph.remove(node, safe=True)
+        folded += 1
+    return folded

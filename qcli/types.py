@@ -1,0 +1,181 @@
+"""The nouns: frozen, serialisable values that travel between the stages.
+
+Shapes in this module use None for a dimension that is only known when samples are seen.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+"""A float32 array of any shape."""
+
+Array = npt.NDArray[Any]
+"""An array of any dtype and shape."""
+
+
+class Noun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every noun: frozen, keyword-only, strict about unknown keys."""
+
+
+class Role(StrEnum):
+    """What a tensor is to the node that it belongs to."""
+
+    INPUT = "input"
+    WEIGHT = "weight"
+    BIAS = "bias"
+    OUTPUT = "output"
+
+
+Spec = str | dict[str, dict[str, Any] | None]
+"""A plug-in as written in a recipe: `mse` or `{percentile: {keep: 99.9}}`."""
+
+
+class Choice(Noun, frozen=True, kw_only=True):
+    """A plug-in by name, with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Grid(Noun, frozen=True, kw_only=True):
+    """The representable numbers without a scale.
+
+    `granularity` is `tensor` (one scale) or `channel` (one scale for each slice along the operator's own
+    channel axis, which the plan fills in as `axis`). `bits` below the format's width restricts the levels
+    (7-bit weights stored as int8). `narrow` drops the lowest level so that a symmetric grid is symmetric.
+
+    Example: a Conv weight [64, 3, 7, 7] with granularity `channel` has axis 0 and a scale of shape [64].
+    """
+
+    format: str = "int8"
+    symmetric: bool = True
+    granularity: str = "tensor"
+    axis: int | None = None
+    bits: int | None = None
+    narrow: bool = False
+
+
+class Site(Noun, frozen=True, kw_only=True):
+    """A place that a grid can attach to.
+
+    `graph` is the path of the If/Loop body ("" for the main graph). `node` is the name of the node's first
+    output, since node names can be empty or repeat; `name` is the node's original name, which recipes match.
+    """
+
+    graph: str = ""
+    value: str
+    role: Role
+    node: str
+    name: str
+    op: str
+    operand: int
+    shape: tuple[int | None, ...] | None = None
+    dtype: str = "float32"
+
+
+class Entry(Noun, frozen=True, kw_only=True):
+    """One decision: this site gets this grid, by this rule."""
+
+    site: Site
+    grid: Grid
+    range: Spec
+    rounding: Spec = "nearest"
+    encoding: str = "qdq"
+    because: str
+
+
+class Match(Noun, frozen=True, kw_only=True):
+    """Which sites a rule is about; what is left out matches everything.
+
+    `name` and `value` are globs over original node names and over tensor names. `role` input covers every
+    activation that a quantized node reads or writes, `output` only those it writes. `from` and `to` (node
+    names) enclose the region of nodes that lie on a path between them.
+    """
+
+    op: str | tuple[str, ...] | None = None
+    name: str | tuple[str, ...] | None = None
+    role: Role | tuple[Role, ...] | None = None
+    value: str | tuple[str, ...] | None = None
+    from_: str | None = msgspec.field(name="from", default=None)
+    to: str | None = None
+
+
+class Rule(Noun, frozen=True, kw_only=True):
+    """What a recipe says about the sites it matches. Of several rules the last one that says something counts."""
+
+    match: Match = Match()
+    grid: Grid | None = None
+    range: Spec | None = None
+    rounding: Spec | None = None
+    encoding: str | None = None
+    keep: Literal["float"] | None = None
+
+
+class Tie(Noun, frozen=True, kw_only=True):
+    """Values that share one scale, e.g. the input and the output of a MaxPool."""
+
+    values: tuple[str, ...]
+    because: str
+
+
+class KeptFloat(Noun, frozen=True, kw_only=True):
+    """A node with work to do that stays float, and why."""
+
+    node: str
+    name: str
+    op: str
+    reason: str
+
+
+class Plan(Noun, frozen=True, kw_only=True):
+    """What will be quantized, how, and because of which rule, before one node is touched."""
+
+    version: int = 1
+    model_sha256: str
+    target: Spec
+    opset: int
+    entries: tuple[Entry, ...]
+    ties: tuple[Tie, ...] = ()
+    kept_float: tuple[KeptFloat, ...] = ()
+
+
+class Request(Noun, frozen=True, kw_only=True):
+    """One statistic of one value. Equal requests are measured once.
+
+    `axis` None measures the tensor as a whole, otherwise each slice along that axis on its own.
+    """
+
+    value: str
+    statistic: str
+    axis: int | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.value}|{self.statistic}|{'' if self.axis is None else self.axis}"
+
+
+class Interval(Noun, frozen=True, kw_only=True):
+    """Real ranges to be represented: `lower` and `upper` float64, shape [channels] ([1] per tensor)."""
+
+    lower: npt.NDArray[np.float64]
+    upper: npt.NDArray[np.float64]
+
+
+class Scale(Noun, frozen=True, kw_only=True):
+    """A grid made concrete: real = (code - zero_point) * scale.
+
+    `scale` float32 and `zero_point` int64, both of shape [channels] ([1] with `axis` None).
+    """
+
+    scale: FloatArray
+    zero_point: npt.NDArray[np.int64]
+    axis: int | None = None
+    lowest: int
+    highest: int
+    dtype: str
