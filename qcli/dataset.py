@@ -4,8 +4,8 @@
     for sample in dataset:
         session.run(None, sample.feeds)
 
-Every bad sample is found in that one pass: iteration skips it, goes on, and after the last good sample raises a
-single InputError that lists all of them. A result must therefore only be used once the loop has ended normally.
+Every bad sample is found in that one pass: iteration skips it, goes on, and after the last good sample raises
+one InputError that lists them all. So a result may only be used once the loop has ended normally.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from qcli.errors import InputError, NothingToDoError, UsageError
 from qcli.samples._check import check_sample
 from qcli.samples._find import SampleFile, find
 from qcli.samples._labels import LabelTable, read_labels, together
+from qcli.samples._refuse import refusing
 from qcli.types import Array, Noun
 
 __all__ = ["Dataset", "DatasetOptions", "Problem", "Sample", "check_all", "check_sample", "open_dataset"]
@@ -52,8 +53,9 @@ class Problem(Noun, frozen=True, kw_only=True):
 class DatasetOptions(TypedDict, total=False):
     """What `open_dataset` can be told.
 
-    `preprocess`: for images, a preset's name or a mapping. `labels`: a table used instead of the `labels.csv`
-    beside the samples. `limit`: read at most this many. `shard` (i, n): of those, part i of n, counted from 1.
+    `preprocess`: for images, a preset's name or a mapping. `labels`: a table used instead of any
+    `labels.csv` beside the samples. `limit`: read at most this many. `shard` (i, n): of those, part i of n,
+    counted from 1.
     """
 
     preprocess: str | Mapping[str, Any] | None
@@ -125,10 +127,13 @@ def open_dataset(
     if there are no samples, UsageError for a bad `preprocess`, `limit` or `shard`.
     """
     root = Path(path)
-    if not root.exists():
-        raise InputError(f"{root}: no such file or folder", "give the folder that holds the samples")
     readers = _readers(options.get("preprocess"))
-    found = find(root, readers)
+    try:
+        if not root.exists():
+            raise InputError(f"{root}: no such file or folder", "give the folder that holds the samples")
+        found = find(root, readers)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be searched: {error}") from error
     if not found.files:
         raise NothingToDoError(f"no samples found in {root}", f"samples are {_patterns(readers)}")
     given = options.get("labels")
@@ -199,13 +204,11 @@ def _contents(file: SampleFile) -> list[tuple[str, Path]]:
     """(name, path) of the file, or of every file in a folder that is one sample."""
     if not file.path.is_dir():
         return [(file.name, file.path)]
-    inside = sorted(path for path in file.path.iterdir() if path.is_file())
+    with refusing(file.path, "not a readable folder"):
+        inside = sorted(path for path in file.path.iterdir() if path.is_file() and path.name[0] != ".")
     return [(f"{file.name}/{path.name}", path) for path in inside]
 
 
 def _file_sha256(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    with refusing(path, "cannot be read"), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

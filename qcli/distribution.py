@@ -16,7 +16,7 @@ Float64Array = npt.NDArray[np.float64]
 _EXACT_SIZE = 1 << 16
 
 
-class Distribution(Noun):
+class Distribution(Noun, frozen=True, kw_only=True):
     """How often which values occur, for each channel.
 
     `lower` and `upper` float64 [channels] are the exact extrema. `points` float64 [channels, n] ascend along n,

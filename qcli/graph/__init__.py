@@ -3,6 +3,8 @@
 `Model` wraps a graph in memory; `Node`, `Value` and `Graph` are handed out for the steps and encodings to edit.
 """
 
+import logging
+
 from qcli.graph.edit import (
     add_initializer,
     constant_of,
@@ -22,6 +24,9 @@ from qcli.graph.model import Graph, Model, Node, Value
 from qcli.graph.normalize import normalize_graph, original_name
 from qcli.graph.opset import raise_opset
 from qcli.graph.save import save_model
+
+logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
+"""onnx_ir logs the inference failures that qcli handles; users need not see them."""
 
 __all__ = [
     "Graph",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from qcli.contracts import InputSpec
 from qcli.graph.infer import dimensions
@@ -86,6 +86,10 @@ class Model:
     def remove_unused(self) -> bool:
         """Drops nodes and weights that no output needs; True if there were any."""
         return bool(RemoveUnusedNodesPass()(self.ir).modified)
+
+    def fix_names(self) -> None:
+        """Resolves names that edits made twice. Run before every save: onnx_ir lets them pass in silence."""
+        NameFixPass()(self.ir)
 
     def node_count(self) -> int:
         return sum(1 for _ in self.nodes())

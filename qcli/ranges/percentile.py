@@ -27,27 +27,20 @@ class Percentile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:
         """The percentiles [channels], extended to zero."""
-        both_sides = (distribution.lower < 0) & (distribution.upper > 0)
-        total = distribution.counts.sum(axis=1)
-        cut = total * ((100 - self.keep) / 100) / np.where(both_sides, 2, 1)
-        upper = _bound(distribution.points, distribution.counts, cut, distribution.upper)
-        lower = -_bound(-distribution.points, distribution.counts, cut, -distribution.lower)
-        collapsed = (lower >= 0) & (upper <= 0)
-        return around_zero(
-            np.where(collapsed, distribution.lower, np.where(distribution.lower < 0, lower, 0.0)),
-            np.where(collapsed, distribution.upper, np.where(distribution.upper > 0, upper, 0.0)),
-        )
+        lower, upper = distribution.lower, distribution.upper
+        points, counts = distribution.points, distribution.counts
+        both_sides = (lower < 0) & (upper > 0)
+        cut = counts.sum(axis=1) * ((100 - self.keep) / 100) / np.where(both_sides, 2, 1)
+        low = _bound(points, counts, cut, lower)
+        high = _bound(points[:, ::-1], counts[:, ::-1], cut, upper)
+        collapsed = (low >= 0) & (high <= 0)
+        return around_zero(np.where(collapsed, lower, low), np.where(collapsed, upper, high))
 
 
-def _bound(points: Float64Array, counts: Float64Array, cut: Float64Array, most: Float64Array) -> Float64Array:
-    """The smallest point [channels] that has at most `cut` counts above it, `most` if that is the last one."""
-    order = np.argsort(-points, axis=1, kind="stable")
-    reached = np.cumsum(np.take_along_axis(counts, order, axis=1), axis=1)
-    # Rounding of `cut` must not cut one value more than asked for; hence nothing is cut by a share of 1e-9.
-    above = reached > cut[:, None] * (1 + 1e-9)
-    first = np.argmax(above, axis=1)[:, None]
-    bound = np.take_along_axis(points, np.take_along_axis(order, first, axis=1), axis=1)[:, 0]
-    nothing_cut = np.take_along_axis(reached, first, axis=1)[:, 0] <= np.take_along_axis(
-        counts, np.take_along_axis(order, first, axis=1), axis=1
-    )[:, 0]
-    return np.where(nothing_cut, most, bound)
+def _bound(points: Float64Array, counts: Float64Array, cut: Float64Array, extreme: Float64Array) -> Float64Array:
+    """The first point [channels] with at most `cut` counts before it; `extreme` where nothing comes before it."""
+    reached = np.cumsum(counts, axis=1)
+    # The tolerance keeps a `cut` of 0.9999999999 values from being none.
+    first = np.argmax(reached > cut[:, None] * (1 + 1e-9), axis=1)
+    outermost = np.argmax(counts > 0, axis=1)
+    return np.where(first == outermost, extreme, points[np.arange(len(points)), first])

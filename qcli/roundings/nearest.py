@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from qcli.plugins import create
-from qcli.types import Array, Choice, FloatArray, Scale
+from qcli.types import Array, FloatArray, Scale
 
 
 class Nearest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,5 +16,5 @@ class Nearest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype and the weight's shape."""
-        codes: Array = create("formats", Choice(name=scale.dtype)).encode(weight, scale)
+        codes: Array = create("formats", scale.dtype).encode(weight, scale)
         return codes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Iterator
+from os.path import isfile
 from pathlib import Path
 from posixpath import join, normpath
 
@@ -28,8 +29,8 @@ class LabelTable(Noun, frozen=True, kw_only=True):
 def read_labels(tables: Collection[LabelTable], names: Collection[str], root: Path) -> dict[str, int]:
     """Class indices by sample name; empty without tables.
 
-    The header holds `file` and `label`, other columns are ignored. Raises one InputError that lists the bad rows
-    (no such file, no class index, a file twice) or, if all are good, the samples without a row.
+    The header holds `file` and `label`, other columns are ignored. Raises one InputError that lists the bad
+    rows (no such file, no class index, a file twice) or, if all are good, the samples without a row.
     """
     labels: dict[str, int] = {}
     problems: list[str] = []
@@ -37,7 +38,8 @@ def read_labels(tables: Collection[LabelTable], names: Collection[str], root: Pa
         for row, file, label in _rows(table.path):
             name = normpath(join(table.folder, file))
             problem = _problem(name, label, labels)
-            if problem is None and name not in names and not (root / name).exists():
+            # os.path's isfile is False for names that are too long; Path's raises.
+            if problem is None and name not in names and not isfile(root / name):
                 problem = f"there is no sample '{name}'"
             if problem is None:
                 labels[name] = int(label)

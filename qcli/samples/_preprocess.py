@@ -54,20 +54,24 @@ class Preprocess(Noun, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != self.channel_count:
-                raise ValueError(
-                    f"{key} has {len(values)} values, channels '{self.channels}' {self.channel_count}"
-                )
-        if not np.all(np.isfinite([self.scale, *self._each(self.mean), *self._each(self.std)])):
-            raise ValueError("scale, mean and std must be finite")
+                takes = f"channels '{self.channels}' takes {self.channel_count}"
+                raise ValueError(f"{key} has {len(values)} values, {takes}")
         # Not as msgspec constraints: beside a tuple of fixed length 0.22 reads the wrong ones, and crashes.
         if min(*(_pair(self.resize) or (1, 1)), *(_pair(self.center_crop) or (1, 1))) < 1:
             raise ValueError("resize and center_crop must be at least 1")
         if self.scale == 0 or 0 in self._each(self.std):
             raise ValueError("scale and std must not be 0")
+        if not (np.isfinite(self._each(self.std)).all() and np.isfinite(self._table()).all()):
+            raise ValueError("scale, mean and std must give finite values")
 
     @property
     def channel_count(self) -> int:
         return 1 if self.channels == "gray" else 3
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for the pixels that are needed."""
+        return "L" if self.channels == "gray" else "RGB"
 
     @property
     def keeps_codes(self) -> bool:
@@ -75,17 +79,21 @@ class Preprocess(Noun, frozen=True, kw_only=True):
         return self.scale == 1 and set(self._each(self.mean)) == {0} and set(self._each(self.std)) == {1}
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """[height, width, channels] after geometry and channel order. Raises ValueError for sizes that fail."""
-        shaped = self._shaped(image.convert("L" if self.channels == "gray" else "RGB"))
+        """[height, width, channels] after geometry and channel order. Raises ValueError if it cannot."""
+        shaped = self._shaped(image.convert(self.mode))
         codes = np.asarray(shaped, dtype=np.uint8).reshape(shaped.height, shaped.width, self.channel_count)
         return codes[:, :, ::-1] if self.channels == "bgr" else codes
 
     def values(self, pixels: Pixels) -> FloatArray:
         """[height, width, channels] float32, each the correctly rounded (pixel * scale - mean) / std."""
+        return self._table()[pixels, np.arange(self.channel_count)]
+
+    def _table(self) -> FloatArray:
+        """[256, channels]: the value of each code, computed in float64 and rounded once."""
         codes = np.arange(256, dtype=np.float64)[:, None]
-        table = (codes * self.scale - self._each(self.mean)) / self._each(self.std)
-        # 256 results for each channel, looked up: no float64 copy of the image.
-        return table.astype(np.float32)[pixels, np.arange(self.channel_count)]
+        with np.errstate(all="ignore"):
+            table = (codes * self.scale - self._each(self.mean)) / self._each(self.std)
+            return table.astype(np.float32)
 
     def _shaped(self, image: Image.Image) -> Image.Image:
         crop = _pair(self.center_crop)
@@ -102,9 +110,9 @@ class Preprocess(Noun, frozen=True, kw_only=True):
 def parse(written: str | Mapping[str, Any]) -> Preprocess:
     """A preset's name, or a mapping that changes keys of its `preset` (default raw). Raises UsageError."""
     changes = {"preset": written} if isinstance(written, str) else dict(written)
-    preset = changes.pop("preset", "raw")
+    preset = str(changes.pop("preset", "raw"))
     if preset not in PRESETS:
-        raise UsageError(f"unknown preprocess preset '{preset}'", did_you_mean(str(preset), PRESETS))
+        raise UsageError(f"unknown preprocess preset '{preset}'", did_you_mean(preset, PRESETS))
     return convert({**PRESETS[preset], **changes}, Preprocess, where="preprocess")
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from qcli.errors import InputError
 
-# What zipfile, numpy, Pillow, csv and the tensor parser raise on damaged bytes. AttributeError and MemoryError
-# stay out: those are our bug or the machine's limit.
+# What zipfile, numpy, Pillow, csv and the tensor parser raise on damaged bytes. AttributeError and
+# MemoryError stay out: those are our bug or the machine's limit.
 _DAMAGE = (
     OSError,
     EOFError,

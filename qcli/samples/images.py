@@ -50,26 +50,38 @@ class Images(Noun, frozen=True, kw_only=True):
                 "store the samples as .npz, one key for each input",
             )
         steps = parse(self.preprocess)
-        array = _typed(_decode(path, steps), steps, inputs[0], path)
+        image = _decode(path, steps)
+        with refusing(path, "cannot be preprocessed"):
+            pixels = steps.pixels(image)
+        array = _typed(pixels, steps, inputs[0], path)
         array = _arranged(array, steps, inputs[0])
         _check_shape(array, steps, inputs[0], path)
         yield Record(file=path.name, arrays={inputs[0].name: array})
 
 
-def _decode(path: Path, steps: Preprocess) -> Pixels:
-    with refusing(path, "not a readable image"), Image.open(path, formats=_FORMATS) as image:
+def _decode(path: Path, steps: Preprocess) -> Image.Image:
+    with refusing(path, "cannot be read as an image"), _opened(path) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.height}x{image.width} is more than the limit of {MAX_PIXELS} pixels")
         if image.mode not in _EIGHT_BIT_MODES:
             raise ValueError(f"its pixels are not 8-bit (mode {image.mode}); convert it first")
         # A palette holds its transparency apart from the colours; only by way of RGBA it is dropped cleanly.
-        return steps.pixels(image.convert("RGBA") if "transparency" in image.info else image)
+        return image.convert("RGBA" if "transparency" in image.info else steps.mode)
+
+
+def _opened(path: Path) -> Image.Image:
+    """The image with its header read; Pillow's own limit may be lower or higher than ours, or off."""
+    try:
+        return Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
 
 
 def _typed(pixels: Pixels, steps: Preprocess, spec: InputSpec, path: Path) -> Array:
     """Values in the input's dtype: floats, or for a uint8 input the codes as they are."""
     if spec.dtype in _FLOATS:
-        return steps.values(pixels).astype(spec.dtype, copy=False)
+        with np.errstate(over="ignore"):  # what float16 cannot hold is reported as Inf, by file and index
+            return steps.values(pixels).astype(spec.dtype, copy=False)
     takes = f"{path}: input '{spec.name}' takes {spec.dtype}"
     if spec.dtype != "uint8":
         raise InputError(f"{takes}, images give floats or uint8", "store the samples as .npz")

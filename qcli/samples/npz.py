@@ -17,7 +17,7 @@ _HINT = "write it with numpy.savez, one key for each input"
 
 
 class Npz(Noun, frozen=True, kw_only=True):
-    """Reads a file written by `numpy.savez`. The key `label` is the class index, unless an input has that name.
+    """Reads what `numpy.savez` writes. The key `label` is the class index, unless an input has that name.
 
     Raises InputError for damaged files, for pickled objects and for archives that unpack to more than 2 GiB.
     """

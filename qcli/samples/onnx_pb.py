@@ -19,8 +19,8 @@ _NUMBERED = re.compile(r"(input|output)_(0|[1-9][0-9]{0,5})\.pb")
 class OnnxPb(Noun, frozen=True, kw_only=True):
     """Reads one folder as one sample: input_N.pb is the model's N-th input, counted from 0.
 
-    Reference outputs are named `output_0`, `output_1`, … by position, since the files need not know the model's
-    names. Raises InputError for damaged files and for tensors whose data lies outside of the file.
+    Reference outputs are named `output_0`, `output_1`, … by position, since the files need not know the
+    model's names. Raises InputError for damaged files and for tensors whose data lies elsewhere.
     """
 
     patterns: ClassVar[tuple[str, ...]] = ("test_data_set_*/input_N.pb",)

@@ -1,0 +1,124 @@
+"""Writing a solution into a graph. Nothing is decided here."""
+
+from __future__ import annotations
+
+from qcli.graph import Graph, Model, Node, Value, constant_of
+from qcli.plugins import create
+from qcli.solve import Solution, site_key
+from qcli.types import Entry, Plan, Role, Scale
+
+
+def apply_plan(model: Model, plan: Plan, solution: Solution) -> Model:
+    """The quantized model; the model given stays as it is."""
+    quantized = model.copy()
+    writer = _Writer(quantized, solution)
+    for entry in plan.entries:
+        if site_key(entry) in solution.codes:
+            writer.constant(entry)
+    results = [entry for entry in plan.entries if entry.site.role is Role.OUTPUT]
+    for entry in results:
+        writer.result(entry)
+    for entry in plan.entries:
+        if entry.site.role is Role.INPUT and site_key(entry) not in solution.codes:
+            writer.edge(entry)
+    quantized.remove_unused()
+    quantized.fix_names()
+    return quantized
+
+
+class _Writer:
+    """Puts encodings into one graph. Constants with equal codes and scales are stored once."""
+
+    def __init__(self, model: Model, solution: Solution) -> None:
+        self._graph: Graph = model.graph
+        self._solution = solution
+        self._nodes = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
+        self._constants: dict[tuple[str, int], Value] = {}
+        self._edges: dict[tuple[str, float, int], Value] = {}
+
+    def constant(self, entry: Entry) -> None:
+        """A weight, a bias or a constant operand, stored as codes."""
+        node, operand, scale = self._reader(entry)
+        value = node.inputs[operand]
+        if value is None:
+            raise ValueError(f"operand {operand} of {node.name} is empty")
+        codes = self._solution.codes[site_key(entry)]
+        known = (value.name or "", id(codes))
+        if known not in self._constants:
+            self._constants[known] = create("encodings", entry.encoding).constant(self._graph, node, value, codes, scale)
+        node.replace_input_with(operand, self._constants[known])
+
+    def result(self, entry: Entry) -> None:
+        """A quantized result: all of its readers read it through the grid; a graph output keeps its name."""
+        scale = self._solution.scales[site_key(entry)]
+        value = self._value(entry)
+        readers = tuple(value.uses())
+        name = value.name or ""
+        output = value.is_graph_output()
+        if output:
+            value.name = f"{name}_float"
+        through = create("encodings", entry.encoding).activation(self._graph, _before_clips(value, scale), name, scale)
+        for reader, operand in readers:
+            reader.replace_input_with(operand, through)
+        if output:
+            through.name, through.shape, through.type = name, value.shape, value.type
+            self._graph.outputs[list(self._graph.outputs).index(value)] = through
+
+    def edge(self, entry: Entry) -> None:
+        """One operand reads its value through the grid; other readers do not."""
+        node, operand, scale = self._reader(entry)
+        value = node.inputs[operand]
+        if value is None:
+            raise ValueError(f"operand {operand} of {node.name} is empty")
+        known = (value.name or "", float(scale.scale[0]), int(scale.zero_point[0]))
+        if known not in self._edges:
+            encoding = create("encodings", entry.encoding)
+            self._edges[known] = encoding.activation(self._graph, value, value.name or "", scale)
+        node.replace_input_with(operand, self._edges[known])
+
+    def _reader(self, entry: Entry) -> tuple[Node, int, Scale]:
+        return self._nodes[entry.site.node], entry.site.operand, self._solution.scales[site_key(entry)]
+
+    def _value(self, entry: Entry) -> Value:
+        return self._nodes[entry.site.node].outputs[entry.site.operand]
+
+
+def _before_clips(value: Value, scale: Scale) -> Value:
+    """The value in front of the Relu, Clip, Max and Min that a saturating grid makes superfluous."""
+    step = float(scale.scale[0])
+    lowest = (scale.lowest - int(scale.zero_point[0])) * step
+    highest = (scale.highest - int(scale.zero_point[0])) * step
+    while (producer := value.producer()) is not None:
+        lower, upper = _bounds(producer)
+        source = producer.inputs[0] if constant_of(producer.inputs[0]) is None else producer.inputs[1]
+        alone = source is not None and len(tuple(source.uses())) == 1 and not source.is_graph_output()
+        saturates = lowest >= lower - step / 2 and highest <= upper + step / 2
+        if (lower, upper) == _UNBOUNDED or source is None or not alone or not saturates:
+            return value
+        value = source
+    return value
+
+
+_UNBOUNDED = (float("-inf"), float("inf"))
+
+
+def _bounds(node: Node) -> tuple[float, float]:
+    """What a node clips its input to; infinite for a node that does something else."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    if node.op_type == "Clip":
+        lower = _scalar(node, 1)
+        upper = _scalar(node, 2)
+        return (_UNBOUNDED[0] if lower is None else lower), (_UNBOUNDED[1] if upper is None else upper)
+    if node.op_type in ("Max", "Min") and len(node.inputs) == 2:
+        bounds = [bound for bound in (_scalar(node, 0), _scalar(node, 1)) if bound is not None]
+        if len(bounds) == 1:
+            return (bounds[0], _UNBOUNDED[1]) if node.op_type == "Max" else (_UNBOUNDED[0], bounds[0])
+    return _UNBOUNDED
+
+
+def _scalar(node: Node, operand: int) -> float | None:
+    array = constant_of(node.inputs[operand]) if operand < len(node.inputs) else None
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+

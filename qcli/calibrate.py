@@ -1,0 +1,132 @@
+"""One sweep over the samples that measures everything asked for, in memory that does not grow with them.
+
+Activations are made outputs of the model in groups bounded by bytes; each sample passes through and is forgotten.
+Statistics do not depend on the order, so samples run in parallel: one thread each, whose arithmetic is the same
+however many there are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from qcli.errors import InputError, NothingToDoError
+from qcli.graph import Model, concrete_shapes
+from qcli.runtime import Session
+from qcli.statistics import Statistics
+from qcli.types import Array, FloatArray, Request
+
+Progress = Callable[[int, int], None]
+"""Called with the number of samples done and of samples in all."""
+
+_TAP_BYTES = 192 << 20
+_UNKNOWN_BYTES = 8 << 20
+
+
+class Samples(Protocol):
+    """What calibration needs of a dataset."""
+
+    def __len__(self) -> int: ...
+
+    def feeds(self) -> Iterator[tuple[str, Mapping[str, Array]]]:
+        """File names and checked inputs, one sample at a time."""
+        ...
+
+
+def collect(
+    model: Model, statistics: Statistics, samples: Samples, *, threads: int = 1, progress: Progress | None = None
+) -> Statistics:
+    """Measures the requests of `statistics` (empty, or of other samples) on every sample.
+
+    Raises InputError naming the sample on which a value is NaN or Inf, NothingToDoError without samples.
+    """
+    requests = statistics.header.requests
+    first = next(samples.feeds(), None)
+    if first is None:
+        raise NothingToDoError("there are no samples to calibrate with", "name a folder of samples with -d")
+    shapes = concrete_shapes(model, first[1])
+    groups = _groups(requests, shapes, _TAP_BYTES // max(threads, 1))
+    done = 0
+    for group in groups:
+        sweep = _Sweep(model, statistics, group)
+        done = 0
+        for _ in _in_parallel(sweep.measure, samples.feeds(), threads):
+            done += 1
+            if progress is not None:
+                progress(done, len(samples))
+    return statistics.counted(statistics.header.samples + done)
+
+
+class _Sweep:
+    """One session with a group of values made visible."""
+
+    def __init__(self, model: Model, statistics: Statistics, group: tuple[Request, ...]) -> None:
+        inputs = {spec.name for spec in model.inputs()}
+        self._values = tuple(dict.fromkeys(request.value for request in group if request.value not in inputs))
+        self._session = Session(model.serialize(extra_outputs=self._values), threads=1)
+        self._targets = [(request, statistics.get(request), threading.Lock()) for request in group]
+        self._turn = 0
+
+    def measure(self, sample: tuple[str, Mapping[str, Array]]) -> None:
+        file, feeds = sample
+        values = {**feeds, **self._session.run(feeds, self._values)} if self._values else dict(feeds)
+        self._turn += 1
+        start = self._turn * len(self._targets) // 2 % max(len(self._targets), 1)
+        for request, statistic, lock in (*self._targets[start:], *self._targets[:start]):
+            batch = _batch(values[request.value], request.axis)
+            try:
+                with lock:
+                    statistic.update(batch)
+            except InputError as error:
+                raise InputError(f"sample '{file}' makes '{request.value}' NaN or Inf", "check the sample") from error
+
+
+def _batch(value: Array, axis: int | None) -> FloatArray:
+    """[channels, n] for a statistic along an axis, [1, n] for the tensor as a whole."""
+    array = np.asarray(value, np.float32)
+    if axis is None:
+        return array.reshape(1, -1)
+    return np.ascontiguousarray(np.moveaxis(array, axis, 0)).reshape(array.shape[axis], -1)
+
+
+def _groups(
+    requests: Iterable[Request], shapes: Mapping[str, tuple[int, ...]], limit: int
+) -> list[tuple[Request, ...]]:
+    """The requests in groups whose values take at most `limit` bytes together, or are alone."""
+    groups: list[list[Request]] = [[]]
+    sizes: dict[str, int] = {}
+    for request in requests:
+        size = prod(shapes[request.value]) * 4 if request.value in shapes else _UNKNOWN_BYTES
+        if sizes and request.value not in sizes and sum(sizes.values()) + size > limit:
+            groups.append([])
+            sizes = {}
+        sizes[request.value] = size
+        groups[-1].append(request)
+    return [tuple(group) for group in groups if group]
+
+
+def _in_parallel(
+    work: Callable[[tuple[str, Mapping[str, Array]]], None],
+    samples: Iterator[tuple[str, Mapping[str, Array]]],
+    threads: int,
+) -> Iterator[None]:
+    """Runs `work` on every sample with at most threads + 1 samples in memory; yields as they finish."""
+    if threads <= 1:
+        for sample in samples:
+            yield work(sample)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        pending: set[Future[None]] = set()
+        for sample in samples:
+            pending.add(pool.submit(work, sample))
+            if len(pending) > threads:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        for future in pending:
+            yield future.result()

@@ -1,0 +1,227 @@
+"""From measurements to numbers: every entry of a plan gets its scale, every weight its codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from qcli.distribution import Distribution, from_weights
+from qcli.graph import Model, Node, Value, constant_of
+from qcli.pairs import pair_floor
+from qcli.plugins import create
+from qcli.statistics import Statistics
+from qcli.types import Array, Entry, Interval, Plan, Request, Role, Scale
+
+_INT32_MAX = 2**31 - 1
+_BIAS_LEVELS = 2**30
+"""A bias uses at most half of int32, which leaves room for the sum that it is added to."""
+
+SiteKey = tuple[str, str, int]
+"""Node, role and operand."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Scales by site, and codes of constants by site."""
+
+    scales: dict[SiteKey, Scale] = field(default_factory=dict)
+    codes: dict[SiteKey, Array] = field(default_factory=dict)
+
+
+def site_key(entry: Entry) -> SiteKey:
+    return (entry.site.node, entry.site.role.value, entry.site.operand)
+
+
+def requests_of(plan: Plan, model: Model) -> tuple[Request, ...]:
+    """The statistics that the plan's activation ranges need."""
+    values = _values(model)
+    wanted = [
+        Request(value=entry.site.value, statistic=create("ranges", entry.range).statistic)
+        for entry in plan.entries
+        if _is_activation(entry, values)
+    ]
+    return tuple(dict.fromkeys(wanted))
+
+
+def solve(model: Model, plan: Plan, statistics: Statistics) -> Solution:
+    """Scales for all entries and codes for all constants of the plan."""
+    solver = _Solver(model, plan, statistics)
+    solver.activations()
+    solver.weights()
+    solver.biases()
+    return solver.solution
+
+
+class _Solver:
+    def __init__(self, model: Model, plan: Plan, statistics: Statistics) -> None:
+        self._plan = plan
+        self._statistics = statistics
+        self._values = _values(model)
+        self._nodes = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
+        self._by_value: dict[str, Scale] = {}
+        self._target = create("targets", plan.target)
+        self.solution = Solution()
+
+    def activations(self) -> None:
+        """Each value gets the interval of its own range; tied values share the union of theirs."""
+        entries = [entry for entry in self._plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)]
+        intervals = {site_key(entry): self._interval(entry) for entry in entries}
+        groups = _tied(self._plan)
+        shared: dict[str, list[Interval]] = {}
+        for entry in entries:
+            shared.setdefault(groups.get(entry.site.value, entry.site.value), []).append(intervals[site_key(entry)])
+        for entry in entries:
+            interval = _union(shared[groups.get(entry.site.value, entry.site.value)])
+            if not self._is_activation(entry):
+                interval = intervals[site_key(entry)]
+            scale = create("formats", entry.grid.format).scale(interval, entry.grid)
+            self.solution.scales[site_key(entry)] = scale
+            array = self._constant(entry)
+            if array is not None:
+                self.solution.codes[site_key(entry)] = create("roundings", entry.rounding).round(array, scale)
+            elif entry.site.role is Role.OUTPUT or entry.site.value not in self._by_value:
+                self._by_value[entry.site.value] = scale
+
+    def weights(self) -> None:
+        """Weights that several nodes read get one scale, which is wide enough for all of them."""
+        groups: dict[tuple[str, int | None, str], list[Entry]] = {}
+        for entry in self._plan.entries:
+            if entry.site.role is Role.WEIGHT:
+                groups.setdefault((entry.site.value, entry.grid.axis, repr(entry.grid)), []).append(entry)
+        for entries in groups.values():
+            self._weight(entries)
+
+    def _weight(self, entries: list[Entry]) -> None:
+        entry = entries[0]
+        weight = self._weight_array(entry)
+        distribution = from_weights(weight, entry.grid.axis)
+        interval = create("ranges", entry.range).interval(distribution, entry.grid)
+        scale = create("formats", entry.grid.format).scale(interval, entry.grid)
+        floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
+        dead = (distribution.lower == 0) & (distribution.upper == 0)
+        steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
+        widened = Scale(
+            scale=steps,
+            zero_point=scale.zero_point,
+            axis=scale.axis,
+            lowest=scale.lowest,
+            highest=scale.highest,
+            dtype=scale.dtype,
+        )
+        codes = create("roundings", entry.rounding).round(weight, widened)
+        for one in entries:
+            self.solution.scales[site_key(one)] = widened
+            self.solution.codes[site_key(one)] = codes
+
+    def biases(self) -> None:
+        """scale = s_x * s_w, along the weight's output channels."""
+        for entry in self._plan.entries:
+            if entry.site.role is Role.BIAS:
+                layer = self._layer_of(entry)
+                product = self._input_scale(layer) * self._weight_scale(layer)
+                bias = np.asarray(self._constant(entry), np.float64)
+                steps = np.broadcast_to(product, bias.reshape(-1).shape if product.size == 1 else product.shape)
+                codes = np.rint(bias / product).clip(-_INT32_MAX - 1, _INT32_MAX).astype(np.int32)
+                axis = None if product.size == 1 else bias.ndim - 1
+                scale = steps[:1] if axis is None else steps
+                self.solution.codes[site_key(entry)] = codes
+                self.solution.scales[site_key(entry)] = Scale(
+                    scale=scale.astype(np.float32),
+                    zero_point=np.zeros(scale.size, np.int64),
+                    axis=axis,
+                    lowest=-_INT32_MAX - 1,
+                    highest=_INT32_MAX,
+                    dtype="int32",
+                )
+
+    def _floor(self, entry: Entry, weight: Array, scale: Scale) -> npt.NDArray[np.float64]:
+        """The smallest weight scale per channel with which the bias fits and no product saturates."""
+        node = self._nodes[entry.site.node]
+        floor = np.zeros(scale.scale.size)
+        bias = self._bias_of(node)
+        if bias is not None:
+            magnitude = np.abs(bias.reshape(-1).astype(np.float64))
+            largest = magnitude if magnitude.size == floor.size else np.broadcast_to(magnitude.max(initial=0.0), floor.shape)
+            floor = np.maximum(floor, largest / (self._input_scale(node) * _BIAS_LEVELS))
+        if self._target.pair_limited():
+            floor = np.maximum(floor, pair_floor(node, weight, scale))
+        return floor
+
+    def _interval(self, entry: Entry) -> Interval:
+        interval: Interval = create("ranges", entry.range).interval(self._distribution(entry), entry.grid)
+        return interval
+
+    def _distribution(self, entry: Entry) -> Distribution:
+        array = self._constant(entry)
+        if array is not None:
+            return from_weights(np.asarray(array, np.float32), None)
+        statistic = create("ranges", entry.range).statistic
+        return self._statistics.get(Request(value=entry.site.value, statistic=statistic)).distribution()
+
+    def _is_activation(self, entry: Entry) -> bool:
+        return _is_activation(entry, self._values)
+
+    def _constant(self, entry: Entry) -> Array | None:
+        return constant_of(self._values.get(entry.site.value))
+
+    def _weight_array(self, entry: Entry) -> Array:
+        return np.asarray(self._constant(entry), np.float32)
+
+    def _input_scale(self, layer: Node) -> float:
+        key = (layer.outputs[0].name or "", Role.INPUT.value, 0)
+        scale = self.solution.scales.get(key) or self._by_value[(layer.inputs[0].name if layer.inputs[0] else "") or ""]
+        return float(scale.scale[0])
+
+    def _weight_scale(self, layer: Node) -> npt.NDArray[np.float64]:
+        return self.solution.scales[(layer.outputs[0].name or "", Role.WEIGHT.value, 1)].scale.astype(np.float64)
+
+    def _layer_of(self, entry: Entry) -> Node:
+        """The layer that a bias belongs to: the node itself, or the MatMul in front of its Add."""
+        node = self._nodes[entry.site.node]
+        if node.op_type != "Add":
+            return node
+        data = node.inputs[1 - entry.site.operand]
+        layer = data.producer() if data is not None else None
+        if layer is None:
+            raise ValueError(f"the bias Add {node.name} has no layer in front of it")
+        return layer
+
+    def _bias_of(self, node: Node) -> Array | None:
+        for entry in self._plan.entries:
+            if entry.site.role is Role.BIAS and self._layer_of(entry) is node:
+                return self._constant(entry)
+        return None
+
+
+def _values(model: Model) -> dict[str, Value]:
+    found = {value.name or "": value for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    found.update({value.name or "": value for node in model.graph for value in node.outputs})
+    return found
+
+
+def _is_activation(entry: Entry, values: dict[str, Value]) -> bool:
+    return entry.site.role in (Role.INPUT, Role.OUTPUT) and constant_of(values.get(entry.site.value)) is None
+
+
+def _union(intervals: list[Interval]) -> Interval:
+    lower = np.min([interval.lower for interval in intervals], axis=0)
+    return Interval(lower=lower, upper=np.max([interval.upper for interval in intervals], axis=0))
+
+
+def _tied(plan: Plan) -> dict[str, str]:
+    """The representative of each tied value's group."""
+    parent: dict[str, str] = {}
+
+    def find(value: str) -> str:
+        while parent.setdefault(value, value) != value:
+            value = parent[value]
+        return value
+
+    for tie in plan.ties:
+        for value in tie.values[1:]:
+            parent[find(value)] = find(tie.values[0])
+    return {value: find(value) for value in parent}
+
+

@@ -1,0 +1,109 @@
+"""The statistics of one calibration, and their file form."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from qcli.configure import convert
+from qcli.contracts import Statistic
+from qcli.errors import InputError, QcliError, UsageError
+from qcli.files import replace_file
+from qcli.plugins import load
+from qcli.types import Array, Noun, Request
+
+_HEADER = "header"
+_FORMAT = 1
+
+
+class Header(Noun, frozen=True, kw_only=True):
+    """What statistics were collected from: the model, the number of samples, and what was measured."""
+
+    format: int = _FORMAT
+    model_sha256: str
+    recipe_sha256: str
+    samples: int
+    requests: tuple[Request, ...]
+
+
+class Statistics:
+    """Measured statistics by request. Merging those of two shards equals measuring both sets of samples."""
+
+    def __init__(self, header: Header, measured: Mapping[str, Statistic]) -> None:
+        self.header = header
+        self._measured = dict(measured)
+
+    @classmethod
+    def empty(cls, model_sha256: str, recipe_sha256: str, requests: Iterable[Request]) -> Statistics:
+        ordered = tuple(sorted(set(requests), key=lambda request: request.key))
+        header = Header(model_sha256=model_sha256, recipe_sha256=recipe_sha256, samples=0, requests=ordered)
+        return cls(header, {request.key: load("stats", request.statistic).empty() for request in ordered})
+
+    def get(self, request: Request) -> Statistic:
+        """The measurement asked for. Raises UsageError if the file holds another recipe's measurements."""
+        try:
+            return self._measured[request.key]
+        except KeyError:
+            raise UsageError(
+                f"the statistics lack the {request.statistic} of '{request.value}'", "calibrate with the same recipe"
+            ) from None
+
+    def counted(self, samples: int) -> Statistics:
+        """The same measurements, said to come from that many samples."""
+        return Statistics(msgspec.structs.replace(self.header, samples=samples), self._measured)
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Both together. Raises UsageError if they were measured on another model or for another recipe."""
+        mine, theirs = self.header, other.header
+        if (mine.model_sha256, mine.recipe_sha256, mine.requests) != (
+            theirs.model_sha256,
+            theirs.recipe_sha256,
+            theirs.requests,
+        ):
+            raise UsageError("these statistics belong to different models or recipes", "merge shards of one calibration")
+        for key, statistic in self._measured.items():
+            statistic.merge(other._measured[key])
+        return self.counted(mine.samples + theirs.samples)
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz without pickles whose bytes depend on the measurements alone."""
+        arrays: dict[str, Array] = {_HEADER: np.frombuffer(msgspec.json.encode(self.header), np.uint8)}
+        for index, request in enumerate(self.header.requests):
+            for name, array in sorted(self._measured[request.key].arrays().items()):
+                arrays[f"{index}.{name}"] = array
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        replace_file(path, buffer.getvalue())
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Statistics from a file. Raises InputError if it is no such file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        data: Any = msgspec.json.decode(arrays.pop(_HEADER).tobytes())
+        header = convert(data, Header, where=f"statistics '{path}'")
+    except FileNotFoundError:
+        raise InputError(f"statistics '{path}' not found", "make them with 'qcli calibrate'") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.DecodeError, QcliError) as error:
+        raise InputError(f"'{path}' is not a statistics file", "make it with 'qcli calibrate'") from error
+    measured: dict[str, Statistic] = {}
+    for index, request in enumerate(header.requests):
+        prefix = f"{index}."
+        own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        measured[request.key] = _restore(path, request, own)
+    return Statistics(header, measured)
+
+
+def _restore(path: Path, request: Request, arrays: dict[str, Array]) -> Statistic:
+    try:
+        restored: Statistic = load("stats", request.statistic).from_arrays(arrays)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise InputError(f"'{path}' is damaged: {request.key}", "calibrate again") from error
+    return restored
