@@ -36,7 +36,7 @@ class Sample(Noun, frozen=True, kw_only=True):
     file: str
     feeds: dict[str, Array]
     label: int | None = None
-    reference: dict[str, Array] = {}
+    reference: dict[str, Array] = msgspec.field(default_factory=dict)
 
 
 class Problem(Noun, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ class Dataset(Noun, frozen=True, kw_only=True):
     root: Path
     inputs: tuple[InputSpec, ...]
     files: tuple[SampleFile, ...]
-    labels: dict[str, int] = {}
+    labels: dict[str, int] = msgspec.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -19,8 +19,8 @@ _EXACT_SIZE = 1 << 16
 class Distribution(Noun, frozen=True, kw_only=True):
     """How often which values occur, for each channel.
 
-    `lower` and `upper` float64 [channels] are the exact extrema. `points` float64 [channels, n] ascend along n,
-    and `counts` float64 [channels, n] say how many values each point stands for (0 is allowed: padding).
+    `lower` and `upper` float64 [channels] are the exact extrema. `points` float64 [channels, n] ascend along
+    n, and `counts` float64 [channels, n] say how many values each point stands for (0 is allowed: padding).
     `resolution` is the width of what a point stands for, relative to the power of two at or below its
     magnitude: 0 for exact values, 2**-7 for the bins of a histogram.
 
@@ -71,10 +71,11 @@ def from_weights(weight: FloatArray, axis: int | None) -> Distribution:
 def from_bins(counts: npt.NDArray[np.int64], lower: Array, upper: Array) -> Distribution:
     """The distribution behind counts [channels, 65536] of bfloat16 bins, with extrema of shape [channels].
 
-    A point is the middle of its bin, clamped into the extrema. Bins that are empty in all channels are left out.
+    A point is the middle of its bin, clamped into the extrema. Bins that are empty in all channels are left
+    out.
     """
     order = _bins.ascending()
-    used = order[counts.any(axis=0)[order]]
+    used = order[np.any(counts > 0, axis=0)[order]]
     if used.size == 0:
         used = order[_bins.BINS // 2 :][:1]
     low, high = lower.astype(np.float64), upper.astype(np.float64)

@@ -13,7 +13,7 @@ from qcli.errors import UsageError
 from qcli.types import Array, FloatArray, Grid, Interval, Scale
 
 _SMALLEST_SCALE = np.finfo(np.float32).tiny * 2.0**8
-"""Of the smallest normal float32, 256 times: 1 / scale and a 1/256 of a step are then still normal numbers."""
+"""256 times the smallest normal float32: 1 / scale and a 1/256 of a step are then still normal numbers."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -29,7 +29,7 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_opset: ClassVar[int]
 
     def levels(self, grid: Grid) -> tuple[int, int]:
-        """The lowest and the highest code that `grid` may use. Raises UsageError if there are too few bits."""
+        """The lowest and the highest code of `grid`. Raises UsageError for bits that the format has not."""
         info = np.iinfo(self.dtype)
         bits = info.bits if grid.bits is None else grid.bits
         if not 2 <= bits <= info.bits:

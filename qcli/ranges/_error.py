@@ -1,16 +1,17 @@
 """The mean squared error that quantizing a distribution to many grids at once would make.
 
-In units of one step, with t = x / scale, the error of a value is r = t - k, where k is the level that t rounds
-to; k stops at the ends of the grid, so r covers rounding and clipping alike.
+In units of one step, with t = x / scale, the error of a value is r = t - k, where k is the level that t
+rounds to; k stops at the ends of the grid, so r covers rounding and clipping alike.
 
-Exact values are measured as they are: sum of count * r**2. A bin of a histogram is as wide as a step in the upper
-half of an 8-bit grid, and its middle says nothing about the rounding error of the values in it. There the values
-are taken to be spread evenly over the bin [a, b], and the error is the exact mean of r**2 over it:
+Exact values are measured as they are: sum of count * r**2. A bin of a histogram is as wide as a step in the
+upper half of an 8-bit grid, and its middle says nothing about the rounding error of the values in it. There
+the values are taken to be spread evenly over the bin [a, b], and the error is the exact mean of r**2 over it:
 
     (F(b) - F(a)) / (b - a)   with the antiderivative   F(t) = k / 12 + r**3 / 3,
 
-which is continuous where k changes. For b - a >> 1 inside the grid this tends to the familiar 1/12 (step**2 / 12),
-for b - a << 1 to the r**2 of the middle, and beyond the grid to the mean squared distance from its last level.
+which is continuous where k changes. For b - a >> 1 inside the grid this tends to the familiar 1/12
+(step**2 / 12), for b - a << 1 to the r**2 of the middle, and beyond the grid it is the mean squared distance
+from its last level.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class SquaredError(Noun, frozen=True, kw_only=True):
         return cls(positions=positions, weights=np.concatenate([-density, density], axis=1), binned=True)
 
     def of_grids(self, scale: Scale) -> Float64Array:
-        """The sum of squared errors, float64 [channels, grids], of the grids in `scale` [channels * grids]."""
+        """The sum of squared errors, float64 [channels, grids], for `scale` of shape [channels * grids]."""
         channels, values = self.positions.shape
         steps = scale.scale.astype(np.float64).reshape(channels, -1)
         zero_points = scale.zero_point.reshape(steps.shape)

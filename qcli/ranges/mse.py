@@ -16,7 +16,7 @@ from qcli.ranges._error import SquaredError
 from qcli.ranges._interval import Float64Array, around_zero, rungs, step_ratio, typical_magnitude
 from qcli.types import Grid, Interval
 
-# Exponents of the bounds that each round tries, in coarse steps: all the way down, then around the best so far.
+# Exponents of the bounds that each round tries, in coarse steps: all the way down, then around the best one.
 _ONE_BOUND = (np.arange(32.0), np.arange(-4, 5) / 5, np.arange(-4, 5) / 25)
 _TWO_BOUNDS = (np.arange(16.0), np.arange(-2, 3) / 3, np.arange(-2, 3) / 9, np.arange(-2, 3) / 27)
 
@@ -26,19 +26,21 @@ _Measure = Callable[[Float64Array, Float64Array], Float64Array]
 class Mse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Clips as much as makes the mean squared quantization error smallest: rounding noise against saturation.
 
-    Tries ranges from the extrema down to the median magnitude, evenly spaced in their logarithm, then finer ones
-    around the best, twice. Symmetric grids and one-sided channels have one bound to find; otherwise both ends are
-    searched together. Each candidate is measured on the very grid that the format would make of it, so the result
-    is never worse than minmax. One-sided channels keep exactly 0 as their other end.
+    Tries ranges from the extrema down to the typical magnitude, evenly spaced in their logarithm, then finer
+    ones around the best. Symmetric grids and one-sided channels have one bound to find; otherwise both ends
+    are searched together. Each candidate is measured on the very grid that the format would make of it, so
+    the result is never worse than minmax. One-sided channels keep exactly 0 as their other end.
 
-    Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 3.1, "Mean squared error".
+    Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 3.1, "Mean squared
+    error"; the search is ours.
     """
 
     statistic: ClassVar[str] = "histogram"
 
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:
         """The best interval [channels] for `grid`."""
-        measure = partial(_errors, SquaredError.of(distribution), create("formats", grid.format), grid)
+        number_format: Format = create("formats", grid.format)
+        measure = partial(_errors, SquaredError.of(distribution), number_format, grid)
         below, above = np.maximum(-distribution.lower, 0.0), np.maximum(distribution.upper, 0.0)
         typical = typical_magnitude(distribution)
         two_bounds = not grid.symmetric and bool(((below > 0) & (above > 0)).any())
@@ -78,5 +80,5 @@ def _two_bounds(
 def _errors(
     error: SquaredError, number_format: Format, grid: Grid, lows: Float64Array, highs: Float64Array
 ) -> Float64Array:
-    """The squared errors of the grids that `number_format` makes of -lows to highs, all [channels, candidates]."""
+    """The squared errors of the grids that span -lows to highs, all of shape [channels, candidates]."""
     return error.of_grids(number_format.scale(Interval(lower=-lows.ravel(), upper=highs.ravel()), grid))

@@ -13,12 +13,12 @@ from qcli.types import Grid, Interval
 
 
 class Percentile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Spans `keep` percent of the values and lets the rest saturate, e.g. 99.99 for activations with outliers.
+    """Spans `keep` percent of the values and lets the rest saturate, e.g. 99.99 where there are outliers.
 
     Where a channel has values on both sides of zero, half of what is cut is cut from each side; otherwise all
     of it from the far side, and the interval begins at exactly 0. Never more than asked for is cut, and
-    `keep: 100` is exactly minmax. A channel that would be left with nothing but zeros keeps its extrema: a tensor
-    that is almost always zero still has to show the rest. Bounds are exact to a bin (0.4 %).
+    `keep: 100` is exactly minmax. A channel that would be left with nothing but zeros keeps its extrema: a
+    tensor that is almost always zero still has to show the rest. Bounds are exact to a bin (0.4 %).
     """
 
     statistic: ClassVar[str] = "histogram"
@@ -37,8 +37,10 @@ class Percentile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return around_zero(np.where(collapsed, lower, low), np.where(collapsed, upper, high))
 
 
-def _bound(points: Float64Array, counts: Float64Array, cut: Float64Array, extreme: Float64Array) -> Float64Array:
-    """The first point [channels] with at most `cut` counts before it; `extreme` where nothing comes before it."""
+def _bound(
+    points: Float64Array, counts: Float64Array, cut: Float64Array, extreme: Float64Array
+) -> Float64Array:
+    """The last point [channels] with at most `cut` counts before it; `extreme` where none come before."""
     reached = np.cumsum(counts, axis=1)
     # The tolerance keeps a `cut` of 0.9999999999 values from being none.
     first = np.argmax(reached > cut[:, None] * (1 + 1e-9), axis=1)

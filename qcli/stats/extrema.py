@@ -17,8 +17,8 @@ _CHUNK_VALUES = 1 << 18
 class Extrema:
     """The exact smallest and largest value of each channel, all that a min-max range needs.
 
-    `lower` and `upper` are float32 [channels], of shape [0] before the first value. -0.0 is kept as 0.0, since
-    which zero comes first would otherwise decide the bytes.
+    `lower` and `upper` are float32 [channels], of shape [0] before the first value. -0.0 is kept as 0.0,
+    since which zero comes first would otherwise decide the bytes.
     """
 
     def __init__(self, lower: FloatArray, upper: FloatArray) -> None:

@@ -21,8 +21,8 @@ _CHUNK_VALUES = 1 << 18
 class Histogram:
     """How often which values occur, to 0.4 % of each value, with exact extrema beside.
 
-    The bin of a value is the top 16 bits of its float32, so no range is needed in advance. Memory: 512 KiB per
-    channel, allocated when the first value comes. The file form keeps only the bins that hold something:
+    The bin of a value is the top 16 bits of its float32, so no range is needed in advance. Memory: 512 KiB
+    per channel, allocated when the first value comes. The file form keeps only the bins that hold something:
     `offsets` int64 [channels + 1], and for channel c `bins` uint16 and `counts` int64 from offsets[c] to
     offsets[c + 1].
     """
@@ -63,8 +63,12 @@ class Histogram:
     def arrays(self) -> dict[str, Array]:
         channels, bins = np.nonzero(self.counts)
         offsets = np.searchsorted(channels, np.arange(len(self.counts) + 1))
-        sparse = {"bins": bins.astype(np.uint16), "counts": self.counts[channels, bins]}
-        return self.extrema.arrays() | sparse | {"offsets": offsets.astype(np.int64)}
+        return {
+            **self.extrema.arrays(),
+            "offsets": offsets.astype(np.int64),
+            "bins": bins.astype(np.uint16),
+            "counts": self.counts[channels, bins],
+        }
 
     def distribution(self) -> Distribution:
         """The middles of the bins, clamped into the extrema. Raises InputError if no value was seen."""

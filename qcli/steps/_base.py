@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from qcli.graph import Model
+from qcli.statistics import Statistics
 from qcli.types import Request
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A change of the graph that keeps its outputs. Subclasses override `run`, or `run_measured` and `requests`."""
-
-    def requests(self, model: Model) -> tuple[Request, ...]:
-        """The statistics of the current model that the step needs; none for a data-free step."""
-        return ()
+    """A change of the graph that keeps its outputs. Data-free steps override `run`."""
 
     def run(self, model: Model) -> int:
+        """Changes the model in place; the number of changes."""
+        raise NotImplementedError
+
+
+class MeasuredStep(Step, frozen=True, kw_only=True):
+    """A step that looks at statistics of the model's activations. Subclasses override both methods."""
+
+    def requests(self, model: Model) -> tuple[Request, ...]:
+        """What must be measured; nothing if the step has nothing to do."""
+        raise NotImplementedError
+
+    def run_measured(self, model: Model, statistics: Statistics) -> int:
         """Changes the model in place; the number of changes."""
         raise NotImplementedError

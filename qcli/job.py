@@ -1,0 +1,38 @@
+"""What a user asks for, as one value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qcli.types import Noun
+
+
+class QuantizeJob(Noun, frozen=True, kw_only=True):
+    """Everything that `qcli quantize` can be told.
+
+    `recipe` is a preset's name or a path, `settings` are `key=value` on top of it. `calibration` and `evaluation`
+    are folders of samples; they default to those of the recipe. `samples` takes that many of the calibration
+    samples. `plan` and `stats` are files made earlier, used in place of planning and measuring. `random_samples`
+    calibrates on that many random inputs, for smoke tests. `threads` 0 means one for each core.
+    """
+
+    model: Path
+    recipe: str = "int8"
+    settings: tuple[str, ...] = ()
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    labels: Path | None = None
+    output: Path | None = None
+    plan: Path | None = None
+    stats: Path | None = None
+    gates: tuple[str, ...] = ()
+    reports: tuple[Path, ...] = ()
+    samples: int | None = None
+    random_samples: int | None = None
+    threads: int = 0
+    latency: bool = True
+    cache: bool = True
+    keep_failing: bool = False
+    dry_run: bool = False
+    depfile: Path | None = None
+    shard: tuple[int, int] | None = None

@@ -1,0 +1,276 @@
+"""The report: what was done, what it cost and whether it is good enough. Its keys are public (docs: the interface).
+
+A section that was not measured is null.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from qcli.types import Noun
+
+if TYPE_CHECKING:
+    from qcli.graph import Graph, Model
+
+_MEGABYTE = 1e6
+
+
+class FileFacts(Noun, frozen=True, kw_only=True):
+    """A model file. `bytes` and `sha256` include external data; `parameters` counts the constants' elements."""
+
+    path: str
+    sha256: str
+    bytes: int
+    opset: int
+    nodes: int
+    parameters: int
+
+
+class RecipeFacts(Noun, frozen=True, kw_only=True):
+    name: str
+    sha256: str
+
+
+class SampleCounts(Noun, frozen=True, kw_only=True):
+    calibration: int | None = None
+    validation: int | None = None
+
+
+class Size(Noun, frozen=True, kw_only=True):
+    """External data included. `ratio` = bytes / float_bytes."""
+
+    float_bytes: int
+    bytes: int
+    ratio: float
+
+
+class Scores(Noun, frozen=True, kw_only=True):
+    """The accuracy of both models, 0..1. `drop` = float - quantized."""
+
+    float_: float = msgspec.field(name="float")
+    quantized: float
+    drop: float
+
+
+class OutputAccuracy(Noun, frozen=True, kw_only=True):
+    """One output: the first three for floats, `equal` (share of equal elements) for anything else."""
+
+    sqnr: float | None = None
+    cosine: float | None = None
+    max_abs: float | None = None
+    equal: float | None = None
+
+
+class Accuracy(Noun, frozen=True, kw_only=True):
+    """`sqnr` (dB) and `cosine` are those of the worst float output. `agreement` is for classifiers alone."""
+
+    sqnr: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    top1: Scores | None = None
+    top5: Scores | None = None
+    outputs: dict[str, OutputAccuracy] = {}
+
+
+class FloatNode(Noun, frozen=True, kw_only=True):
+    """A compute node that stayed float, and its share of the model's multiply-accumulates."""
+
+    node: str
+    op: str
+    reason: str
+    mac_share: float
+
+
+class Agreement(Noun, frozen=True, kw_only=True):
+    """The compressed model as onnxruntime optimizes it against itself run as written."""
+
+    sqnr: float
+    max_abs: float
+    agree: bool
+
+
+class KernelFacts(Noun, frozen=True, kw_only=True):
+    """What onnxruntime runs: counts of compute nodes by kind of kernel, and all operators of the optimized graph."""
+
+    integer: int
+    float_: int = msgspec.field(name="float")
+    integer_share: float
+    by_kernel: dict[str, int]
+    kept_float: tuple[FloatNode, ...] = ()
+    agreement_with_unoptimized: Agreement | None = None
+
+
+class LatencyFacts(Noun, frozen=True, kw_only=True):
+    """Interleaved medians. `speedup` = float_ms / ms."""
+
+    float_ms: float
+    ms: float
+    speedup: float
+    threads: int
+
+
+class GateResult(Noun, frozen=True, kw_only=True):
+    gate: str
+    value: float
+    passed: bool
+
+
+class Seconds(Noun, frozen=True, kw_only=True):
+    prepare: float | None = None
+    calibrate: float | None = None
+    solve: float | None = None
+    apply: float | None = None
+    validate: float | None = None
+    total: float | None = None
+
+
+class PlanCounts(Noun, frozen=True, kw_only=True):
+    entries: int
+    ties: int
+
+
+class Environment(Noun, frozen=True, kw_only=True):
+    qcli: str
+    onnxruntime: str
+    onnx: str
+    numpy: str
+    python: str
+    cpu: str
+    isa: str
+
+
+class Report(Noun, frozen=True, kw_only=True):
+    """Everything about one run."""
+
+    schema: int = 1
+    command: str
+    status: Literal["passed", "failed"] = "passed"
+    model: FileFacts | None = None
+    output: FileFacts | None = None
+    recipe: RecipeFacts | None = None
+    samples: SampleCounts | None = None
+    plan: PlanCounts | None = None
+    size: Size | None = None
+    accuracy: Accuracy | None = None
+    kernels: KernelFacts | None = None
+    latency: LatencyFacts | None = None
+    gates: tuple[GateResult, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: Seconds | None = None
+    peak_memory_mb: float | None = None
+    environment: Environment | None = None
+
+
+def with_gates(report: Report, results: tuple[GateResult, ...]) -> Report:
+    """The report with its gates judged: it failed if one of them did."""
+    passed = all(result.passed for result in results)
+    return msgspec.structs.replace(report, gates=results, status="passed" if passed else "failed")
+
+
+def encode_report(report: msgspec.Struct) -> bytes:
+    """The JSON form: indented, keys in the order of the interface, a final newline."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def file_facts(path: Path, model: Model | None = None) -> FileFacts:
+    """What to say of a model file; `model` is the file already loaded, to save doing it again.
+
+    Raises InputError if the file is no model.
+    """
+    from qcli.graph import load_model
+
+    loaded = model if model is not None else load_model(path)
+    return FileFacts(
+        path=str(path),
+        sha256=loaded.sha256,
+        bytes=model_bytes(path, loaded),
+        opset=loaded.opset,
+        nodes=loaded.node_count(),
+        parameters=loaded.parameter_count(),
+    )
+
+
+def model_bytes(path: Path, model: Model) -> int:
+    """The size of a model file and of the files of external data that it names."""
+    external = {file for graph in _graphs(model) for file in _external_files(graph)}
+    return path.stat().st_size + sum(file.stat().st_size for file in external)
+
+
+def size_of(float_model: FileFacts, compressed: FileFacts) -> Size:
+    return Size(
+        float_bytes=float_model.bytes,
+        bytes=compressed.bytes,
+        ratio=compressed.bytes / float_model.bytes,
+    )
+
+
+def environment() -> Environment:
+    """The versions and the processor that the figures are true for."""
+    from qcli.targets.ort_cpu import detect_isa
+
+    return Environment(
+        qcli=_version("qcli"),
+        onnxruntime=_version("onnxruntime"),
+        onnx=_version("onnx"),
+        numpy=_version("numpy"),
+        python=platform.python_version(),
+        cpu=cpu_name(),
+        isa=detect_isa(),
+    )
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    described = Path("/proc/cpuinfo")
+    if described.exists():
+        for line in described.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mb() -> float | None:
+    """The largest resident memory of this process so far, in 10^6 bytes; None where it cannot be known."""
+    if os.name == "nt":
+        return _windows_peak_memory_mb()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return peak * unit / _MEGABYTE
+
+
+def _windows_peak_memory_mb() -> float | None:
+    try:
+        import psutil  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError:
+        return None
+    return float(psutil.Process().memory_info().peak_wset) / _MEGABYTE
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _graphs(model: Model) -> Iterator[Graph]:
+    yield model.graph
+    yield from model.graph.subgraphs()
+
+
+def _external_files(graph: Graph) -> Iterator[Path]:
+    for value in graph.initializers.values():
+        location = getattr(value.const_value, "path", None)  # only tensors with external data have one
+        if location is not None:
+            yield Path(location)
