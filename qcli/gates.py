@@ -54,9 +54,9 @@ class Gate(Noun, frozen=True, kw_only=True):
 def check_gates(texts: Sequence[str], lacking: Collection[str] = ()) -> tuple[Gate, ...]:
     """The gates, checked before the work.
 
-    `lacking` says what will not be there ("labels", "latency", "validation samples"), so that a gate that needs
-    it is refused now and not after an hour. Raises UsageError for a malformed gate, for a path that no report has,
-    and for what is lacking.
+    `lacking` says what will not be there ("labels", "latency", "validation samples"), so that a gate that
+    needs it is refused now and not after an hour. Raises UsageError for a malformed gate, for a path that
+    no report has, and for what is lacking.
     """
     gates = tuple(parse_gate(text) for text in texts)
     for gate in gates:
@@ -76,8 +76,12 @@ def parse_gate(text: str) -> Gate:
         )
     path = match["path"]
     if not any(_matches(path, known) for known in known_paths()):
-        raise UsageError(f"gate '{text}': the report has no number '{path}'", did_you_mean(path, _shown_paths()))
-    return Gate(text=text.strip(), path=path, comparison=match["comparison"], limit=_number(text, match["number"]))
+        raise UsageError(
+            f"gate '{text}': the report has no number '{path}'", did_you_mean(path, _shown_paths())
+        )
+    return Gate(
+        text=text.strip(), path=path, comparison=match["comparison"], limit=_number(text, match["number"])
+    )
 
 
 def evaluate(gates: Sequence[Gate], report: Report) -> tuple[GateResult, ...]:
@@ -90,7 +94,7 @@ def evaluate(gates: Sequence[Gate], report: Report) -> tuple[GateResult, ...]:
 
 
 def known_paths() -> tuple[str, ...]:
-    """The dotted paths of all numbers that a report can hold, with `*` for the names of outputs and operators."""
+    """The dotted paths of all numbers in a report, with `*` for the names of outputs and operators."""
     return tuple(sorted(_paths(Report, "")))
 
 
@@ -122,7 +126,9 @@ def _unmeasured(gate: Gate, data: Mapping[str, Any]) -> UsageError:
         word = gate.path.removeprefix("accuracy.outputs.").rpartition(".")
         if word[0] in outputs:
             return UsageError(f"gate '{gate.text}': '{word[2]}' is not defined for the output '{word[0]}'")
-        return UsageError(f"gate '{gate.text}': there is no output '{word[0]}'", did_you_mean(word[0], outputs))
+        return UsageError(
+            f"gate '{gate.text}': there is no output '{word[0]}'", did_you_mean(word[0], outputs)
+        )
     for need, hint in _needs(gate.path if data.get("accuracy") else gate.path.partition(".")[0]):
         return UsageError(f"gate '{gate.text}' needs {need}", hint)
     return UsageError(f"gate '{gate.text}': '{gate.path}' was not measured in this run", "leave the gate out")

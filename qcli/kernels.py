@@ -1,7 +1,8 @@
 """Which nodes really run on integer kernels, read from the graph that onnxruntime optimized.
 
-The work is that of the float model's nodes; `tracing` finds what became of each. A node that cannot be traced counts
-as float, unless onnxruntime runs integer nodes that could not be traced either and are large enough to be it.
+The work is that of the float model's nodes; `tracing` finds what became of each. A node that cannot be
+traced counts as float, unless onnxruntime runs integer nodes that could not be traced either and are large
+enough to be it.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from qcli.tracing import FAMILY_OF, RECURRENT, match_nodes, running_weight, weig
 from qcli.types import Array, Noun
 
 _INTEGER = (
-    "QLinearConv", "QLinearConvTranspose", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulInteger16",
-    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention",
+    "QLinearConv", "QLinearConvTranspose", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger",
+    "MatMulInteger16", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention",
 )  # fmt: skip
 
 _INTEGER_ACCURACY_LEVEL = 4
-"""MatMulNBits multiplies 8-bit integers at this accuracy_level; at any other it decodes its weights to float."""
+"""MatMulNBits multiplies 8-bit integers at this accuracy_level; at others it decodes its weights to float."""
 
 
 class FloatKernel(Noun, frozen=True, kw_only=True):
     """A compute node of the float model that did not become integer.
 
-    `node` is its name in the user's file (the output's where it has none), `output` its first output, `kernel`
-    what runs it, "" if that could not be told.
+    `node` is its name in the user's file (the output's where it has none), `output` its first output,
+    `kernel` what runs it, "" if that could not be told.
     """
 
     node: str
@@ -45,9 +46,9 @@ class FloatKernel(Noun, frozen=True, kw_only=True):
 class Kernels(Noun, frozen=True, kw_only=True):
     """What runs.
 
-    `integer` and `float_nodes` count the compute nodes of the optimized graph. `integer_share` is the share of the
-    float model's multiply-accumulates that run on integer kernels, `by_kernel` counts all operators, most frequent
-    first. `unmatched` names the compute nodes that could not be traced to the float model.
+    `integer` and `float_nodes` count the compute nodes of the optimized graph. `integer_share` is the share
+    of the float model's multiply-accumulates that run on integer kernels, `by_kernel` counts all operators,
+    most frequent first. `unmatched` names the compute nodes that could not be traced to the float model.
     """
 
     integer: int
@@ -61,8 +62,8 @@ class Kernels(Noun, frozen=True, kw_only=True):
 def read_kernels(quantized: bytes | Path, float_model: Model, feeds: Mapping[str, Array]) -> Kernels:
     """Loads `quantized` as onnxruntime would and reads what became of each compute node of `float_model`.
 
-    `feeds` is one sample: multiply-accumulates are counted for its shapes. Raises RuntimeFailure if onnxruntime
-    cannot load the model.
+    `feeds` is one sample: multiply-accumulates are counted for its shapes. Raises RuntimeFailure if
+    onnxruntime cannot load the model.
     """
     with TemporaryDirectory(prefix="qcli-") as folder:
         saved = Path(folder) / "optimized.onnx"

@@ -1,8 +1,8 @@
-"""How fast models are beside each other: interleaved medians, so that a busy machine disturbs all of them alike."""
+"""How fast models are beside each other: interleaved medians, so that a busy machine disturbs all alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import numpy as np
 from qcli.contracts import InputSpec
 from qcli.errors import UsageError
 from qcli.graph import load_model
+from qcli.report import model_bytes
 from qcli.runtime import Session
 from qcli.types import Array, Noun
 
@@ -34,6 +35,9 @@ class Effort(Noun, frozen=True, kw_only=True):
     most: float = 4.0
 
 
+NORMAL_EFFORT = Effort()
+
+
 class Timing(Noun, frozen=True, kw_only=True):
     """The median time of one run and the distance between the quartiles, both in milliseconds."""
 
@@ -42,7 +46,7 @@ class Timing(Noun, frozen=True, kw_only=True):
 
 
 class Latency(Noun, frozen=True, kw_only=True):
-    """The timings of models in the order given. `ratios` are first / each: above 1 is faster than the first."""
+    """Timings in the order of the models. `ratios` are first / each: above 1 is faster than the first."""
 
     timings: tuple[Timing, ...]
     ratios: tuple[float, ...]
@@ -72,7 +76,10 @@ class BenchReport(Noun, frozen=True, kw_only=True):
 
 
 def measure(
-    models: Sequence[Runnable], feeds: Sequence[Mapping[str, Array]], threads: int, effort: Effort = Effort()
+    models: Sequence[Runnable],
+    feeds: Sequence[Mapping[str, Array]],
+    threads: int,
+    effort: Effort = NORMAL_EFFORT,
 ) -> Latency:
     """Runs the models in turn over the same feeds: A B, B A, A B, …
 
@@ -101,18 +108,28 @@ def bench(
     models: Sequence[Path],
     feeds: Sequence[Mapping[str, Array]] = (),
     threads: int = 1,
-    effort: Effort = Effort(),
+    effort: Effort = NORMAL_EFFORT,
 ) -> BenchReport:
     """The latency of model files side by side, on `feeds` or, without any, on made-up samples of one row.
 
-    Raises UsageError for no models, InputError for one that cannot be read, RuntimeFailure for one that cannot run.
+    Raises UsageError for no models, InputError for one that cannot be read, RuntimeFailure for one that
+    cannot run.
     """
     if not models:
         raise UsageError("there is no model to measure", "name one or more .onnx files")
-    given = list(feeds) or [made_up_feeds(load_model(models[0]).inputs())]
-    sessions = [Session(path, threads=threads) for path in models]
-    latency = measure(sessions, given, threads, effort)
-    rows = tuple(_rows(models, latency))
+    loaded = [load_model(path) for path in models]
+    given = list(feeds) or [made_up_feeds(loaded[0].inputs())]
+    latency = measure([Session(path, threads=threads) for path in models], given, threads, effort)
+    rows = tuple(
+        BenchRow(
+            path=str(path),
+            bytes=model_bytes(path, model),
+            ms=timing.median_ms,
+            spread_ms=timing.spread_ms,
+            speedup=ratio,
+        )
+        for path, model, timing, ratio in zip(models, loaded, latency.timings, latency.ratios, strict=True)
+    )
     return BenchReport(models=rows, rounds=latency.rounds, threads=threads, invented_samples=not feeds)
 
 
@@ -126,17 +143,6 @@ def made_up_feeds(inputs: Sequence[InputSpec]) -> dict[str, Array]:
         noise = generator.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
         feeds[spec.name] = np.asarray(noise).astype(dtype)
     return feeds
-
-
-def _rows(models: Sequence[Path], latency: Latency) -> Iterator[BenchRow]:
-    for path, timing, ratio in zip(models, latency.timings, latency.ratios, strict=True):
-        yield BenchRow(
-            path=str(path),
-            bytes=path.stat().st_size,
-            ms=timing.median_ms,
-            spread_ms=timing.spread_ms,
-            speedup=ratio,
-        )
 
 
 def _warm_up(model: Runnable, feeds: Mapping[str, Array]) -> None:

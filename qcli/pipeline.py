@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from qcli.apply import apply_plan
 from qcli.calibrate import collect
-from qcli.candidates import choose
+from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.errors import NothingToDoError, UsageError
 from qcli.files import check_writable
-from qcli.gates import check_gates, judge
+from qcli.gates import check_gates, evaluate
 from qcli.graph import Model, load_model, save_model
 from qcli.job import QuantizeJob
+from qcli.latency import Effort
 from qcli.plan import check_plan, make_plan, read_plan, refuse_quantized, required_opset
 from qcli.prepare import prepare
-from qcli.recipe import Recipe, SampleSource, load_recipe
-from qcli.render import write_report
-from qcli.report import PlanCounts, RecipeFacts, Report, SampleCounts, Seconds, environment, peak_memory_mb, with_gates
+from qcli.recipe import Recipe, load_recipe
+from qcli.render import report_writer, write_report
+from qcli.report import (
+    FileFacts,
+    PlanCounts,
+    RecipeFacts,
+    Report,
+    SampleCounts,
+    Seconds,
+    environment,
+    file_facts,
+    peak_memory_mb,
+    size_of,
+    with_gates,
+)
 from qcli.solve import requests_of, solve
 from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Plan
-from qcli.validate import ValidateJob, validate
+from qcli.validate import ValidateJob, Validation, validate
 from qcli.watch import Watch
 
 _SMOKE_SAMPLES = 16
@@ -51,22 +66,24 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
     Raises the errors of `qcli.errors`; the output file is then as before.
     """
     watch = watch or Watch()
-    output = output_path(job)
-    _check_outputs(job, output)
-    recipe = load_recipe(job.recipe, job.settings)
-    gates = check_gates((*recipe.gates, *job.gates), lacking=("latency",) if not job.latency else ())
+    _check_outputs(job)
     prepared = prepare_job(job, watch)
-    evaluation = _evaluation(job, prepared)
+    lacking = () if job.latency else ("latency",)
+    gates = check_gates((*prepared.recipe.gates, *job.gates), lacking=lacking)
+    evaluation = _evaluation(job, prepared, watch)
+    if job.dry_run:
+        return _dry_report(job, prepared, watch)
     quantized, plan = _quantize(job, prepared, watch)
     watch.phase("validate")
     with tempfile.TemporaryDirectory(prefix="qcli-") as folder:
-        written = Path(folder) / output.name
+        written = Path(folder) / output_path(job).name
         save_model(quantized, written)
-        result = validate(_validation(job, prepared, evaluation, written), watch)
-        report = _report(job, prepared, (plan, quantized), evaluation, watch)
-        report = msgspec.structs.replace(report, **result.sections(output))
-        report = with_gates(report, judge(gates, report))
-    return _finish(job, report, quantized, output)
+        facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
+        validation = validate(_validate_job(job, prepared, evaluation, written, watch))
+    report = _report(job, prepared, plan, validation, watch)
+    report = msgspec.structs.replace(report, output=facts, size=size_of(_facts_of(report.model), facts))
+    report = with_gates(report, evaluate(gates, report))
+    return _finish(job, prepared, quantized, report, watch)
 
 
 def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
@@ -98,15 +115,11 @@ def threads_of(job: QuantizeJob) -> int:
 
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
-    if job.stats is None:
-        statistics = _measure(job, prepared, watch)
-    else:
-        statistics = load_statistics(job.stats)
+    statistics = _measure(job, prepared, watch) if job.stats is None else load_statistics(job.stats)
     watch.phase("solve")
-    plan = choose(prepared.model, prepared.plan, statistics, prepared.calibration, watch)
-    solution = solve(prepared.model, plan, statistics)
+    solution = solve(prepared.model, prepared.plan, statistics)
     watch.phase("apply")
-    return apply_plan(prepared.model, plan, solution), plan
+    return apply_plan(prepared.model, prepared.plan, solution), prepared.plan
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
@@ -127,13 +140,116 @@ def _calibration(job: QuantizeJob, recipe: Recipe, model: Model) -> SampleStream
     return open_source(source, job.calibration, model.inputs(), limit=job.samples, shard=job.shard)
 
 
-def _evaluation(job: QuantizeJob, prepared: Prepared) -> SampleStream | None:
+def _evaluation(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Iterable[Sample]:
+    """The samples to judge by; without any, a few of the calibration samples, which flatter."""
     source = prepared.recipe.samples.validation
     if source.preprocess is None:
         preprocess = prepared.recipe.samples.calibration.preprocess
         source = msgspec.structs.replace(source, preprocess=preprocess)
-    return open_source(source, job.evaluation, prepared.source.inputs(), labels=job.labels)
+    given = open_source(source, job.evaluation, prepared.source.inputs(), labels=job.labels)
+    if given is not None:
+        return _watched(given, len(given), watch)
+    if job.labels is not None:
+        raise UsageError("labels need samples to belong to", "name their folder with --eval")
+    if prepared.calibration is None:
+        return ()
+    watch.warn(f"no evaluation samples: compared on up to {_SMOKE_SAMPLES} of the calibration samples")
+    count = min(_SMOKE_SAMPLES, len(prepared.calibration))
+    return _watched(islice(prepared.calibration, count), count, watch)
 
 
-def _validation(job: QuantizeJob, prepared: Prepared, evaluation: SampleStream | None, written: Path) -> ValidateJob:
-    raise NotImplementedError
+def _watched(samples: Iterable[Sample], count: int, watch: Watch) -> Iterator[Sample]:
+    for done, sample in enumerate(samples, 1):
+        yield sample
+        watch.progress(done, count)
+
+
+def _validate_job(
+    job: QuantizeJob, prepared: Prepared, samples: Iterable[Sample], written: Path, watch: Watch
+) -> ValidateJob:
+    threads = job.threads or 1
+    reasons = {kept.node: kept.reason for kept in prepared.plan.kept_float}
+    latency = Effort() if job.latency else None
+    return ValidateJob(
+        float_model=job.model, compressed=written, samples=samples, threads=threads, latency=latency, reasons=reasons
+    )
+
+
+def _report(job: QuantizeJob, prepared: Prepared, plan: Plan, validation: Validation, watch: Watch) -> Report:
+    for warning in validation.warnings:
+        watch.warn(warning)
+    if validation.latency is not None and validation.latency.speedup < 1:
+        watch.warn(f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)")
+    calibration = len(prepared.calibration) if prepared.calibration is not None else None
+    return Report(
+        command="quantize",
+        model=file_facts(job.model, prepared.source),
+        recipe=RecipeFacts(name=prepared.recipe.name, sha256=prepared.recipe.sha256),
+        samples=SampleCounts(calibration=calibration, validation=validation.samples),
+        plan=PlanCounts(entries=len(plan.entries), ties=len(plan.ties)),
+        accuracy=validation.accuracy,
+        kernels=validation.kernels,
+        latency=validation.latency,
+        environment=environment(),
+    )
+
+
+def _dry_report(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Report:
+    """What would be done: nothing is measured and nothing is written."""
+    calibration = len(prepared.calibration) if prepared.calibration is not None else None
+    return Report(
+        command="quantize",
+        model=file_facts(job.model, prepared.source),
+        recipe=RecipeFacts(name=prepared.recipe.name, sha256=prepared.recipe.sha256),
+        samples=SampleCounts(calibration=calibration),
+        plan=PlanCounts(entries=len(prepared.plan.entries), ties=len(prepared.plan.ties)),
+        warnings=tuple(watch.warnings),
+        seconds=Seconds(**watch.finish()),
+        environment=environment(),
+    )
+
+
+def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Report, watch: Watch) -> Report:
+    """Writes what was asked for: the model if its gates hold, the reports in any case."""
+    output = output_path(job)
+    rejected = output.with_name(f"{output.stem}.rejected.onnx")
+    if report.status == "passed":
+        save_model(quantized, output)
+    elif job.keep_failing:
+        save_model(quantized, rejected)
+    report = msgspec.structs.replace(
+        report,
+        warnings=tuple(watch.warnings),
+        seconds=Seconds(**watch.finish()),
+        peak_memory_mb=peak_memory_mb(),
+    )
+    for path in job.reports:
+        write_report(report, path)
+    if job.depfile is not None and report.status == "passed":
+        write_depfile(job.depfile, output, _inputs(job, prepared))
+    return report
+
+
+def _inputs(job: QuantizeJob, prepared: Prepared) -> tuple[Path, ...]:
+    """Every file that the result depends on."""
+    named = (job.model, Path(job.recipe), job.plan, job.stats, job.labels)
+    files = [path for path in named if path is not None and path.is_file()]
+    return (*files, *(prepared.calibration.files() if prepared.calibration is not None else ()))
+
+
+def _check_outputs(job: QuantizeJob) -> None:
+    """What cannot be written is refused before the work, not after it."""
+    output = output_path(job)
+    if output.exists() and job.model.exists() and output.samefile(job.model):
+        raise UsageError(f"output '{output}' is the input", "the input is never changed; name another file with -o")
+    outputs = (*job.reports, *([job.depfile] if job.depfile is not None else []))
+    for path in () if job.dry_run else (output, *outputs):
+        check_writable(path)
+    for path in job.reports:
+        report_writer(path)
+
+
+def _facts_of(facts: FileFacts | None) -> FileFacts:
+    if facts is None:
+        raise ValueError("the report lacks the model")
+    return facts

@@ -1,4 +1,4 @@
-"""The report: what was done, what it cost and whether it is good enough. Its keys are public (docs: the interface).
+"""The report: what was done, what it cost and whether it is good enough. Its keys are public API.
 
 A section that was not measured is null.
 """
@@ -24,7 +24,7 @@ _MEGABYTE = 1e6
 
 
 class FileFacts(Noun, frozen=True, kw_only=True):
-    """A model file. `bytes` and `sha256` include external data; `parameters` counts the constants' elements."""
+    """A model file. `bytes` and `sha256` include external data; `parameters` counts constants' elements."""
 
     path: str
     sha256: str
@@ -77,7 +77,7 @@ class Accuracy(Noun, frozen=True, kw_only=True):
     agreement: float | None = None
     top1: Scores | None = None
     top5: Scores | None = None
-    outputs: dict[str, OutputAccuracy] = {}
+    outputs: dict[str, OutputAccuracy] = msgspec.field(default_factory=dict)
 
 
 class FloatNode(Noun, frozen=True, kw_only=True):
@@ -98,7 +98,7 @@ class Agreement(Noun, frozen=True, kw_only=True):
 
 
 class KernelFacts(Noun, frozen=True, kw_only=True):
-    """What onnxruntime runs: counts of compute nodes by kind of kernel, and all operators of the optimized graph."""
+    """What onnxruntime runs: compute nodes by kind of kernel, and all operators of the optimized graph."""
 
     integer: int
     float_: int = msgspec.field(name="float")

@@ -1,10 +1,11 @@
 """From a node of the graph that onnxruntime optimized back to the node of the float model that it came from.
 
-onnxruntime renames what it fuses. Seen in 1.31: a node keeps its name (`/head`), gets a suffix (`/stem/conv_token_1`,
-`/scores/MatMulScaleFusion/`, quantize_dynamic's `MatMul_4_quant`), or is called after the value that it now makes
-(`/stem/relu_output_nchwc`); values get suffixes too (`/up/matmul_output_QuantizeLinear_Output`), and so do weights
-(`head.weight_quantized`). So nodes are matched by name, by output and by weight: exactly first, then by the longest
-known name that a name begins with, last by a weight of a size that occurs once.
+onnxruntime renames what it fuses. Seen in 1.31: a node keeps its name (`/head`), gets a suffix
+(`/stem/conv_token_1`, `/scores/MatMulScaleFusion/`, quantize_dynamic's `MatMul_4_quant`), or is called
+after the value that it now makes (`/stem/relu_output_nchwc`); values get suffixes too
+(`/up/matmul_output_QuantizeLinear_Output`), and so do weights (`head.weight_quantized`). So nodes are
+matched by name, by output and by weight: exactly first, then by the longest known name that a name begins
+with, last by a weight of a size that occurs once.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from qcli.graph.optimized import OptimizedGraph, RuntimeNode
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 _FAMILIES = {
-    "conv": ("Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger", "QLinearConvTranspose"),
+    "conv": (
+        "Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger",
+        "QLinearConvTranspose",
+    ),
     "product": (
-        "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "FusedMatMulActivation", "MatMulNBits",
-        "MatMulBnb4", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul", "Attention", "MultiHeadAttention", "QAttention",
+        "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "FusedMatMulActivation",
+        "MatMulNBits", "MatMulBnb4", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulInteger16",
+        "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "Attention", "MultiHeadAttention", "QAttention",
     ),
     "recurrent": (*RECURRENT, "DynamicQuantizeLSTM"),
 }  # fmt: skip
-"""The operators with multiply-accumulates, of ONNX and of onnxruntime. A node comes from one of its family."""
+"""The operators with multiply-accumulates, ONNX's and onnxruntime's. A node comes from one of its family."""
 
 FAMILY_OF = {operator: family for family, operators in _FAMILIES.items() for operator in operators}
 
@@ -39,7 +43,7 @@ _MOST_OWNERS = 4
 
 @dataclass
 class Matches:
-    """The compute nodes of the float model, each with what runs in its place, and what could not be traced."""
+    """The float model's compute nodes, each with what runs in its place, and what could not be traced."""
 
     pairs: dict[Node, list[RuntimeNode]]
     unmatched: list[RuntimeNode] = field(default_factory=list)
@@ -48,13 +52,17 @@ class Matches:
 def match_nodes(running: list[RuntimeNode], model: Model, optimized: OptimizedGraph) -> Matches:
     """Traces the compute nodes `running`; the better evidence of one goes before the weaker of another."""
     names = _index(model)
-    matches = Matches(pairs={node: [] for node in model.nodes() if node.op_type in FAMILY_OF}, unmatched=running)
+    matches = Matches(
+        pairs={node: [] for node in model.nodes() if node.op_type in FAMILY_OF}, unmatched=running
+    )
     for strategy in _STRATEGIES:
         rest = []
         for item in matches.unmatched:
             found = [node for node in strategy(names, item) if _fits(node, item, optimized)]
             if found:
-                matches.pairs[next((node for node in found if not matches.pairs[node]), found[0])].append(item)
+                matches.pairs[next((node for node in found if not matches.pairs[node]), found[0])].append(
+                    item
+                )
             else:
                 rest.append(item)
         matches.unmatched = rest
@@ -66,11 +74,11 @@ def weight_shapes(node: Node) -> Iterator[tuple[int, ...]]:
     """The shapes of a node's constant factors: W of a layer, W and R of a recurrent one."""
     for value in node.inputs[1 : 3 if node.op_type in RECURRENT else 2]:
         if value is not None and is_constant(value) and value.const_value is not None:
-            yield tuple(int(size) for size in value.const_value.shape)
+            yield tuple(value.const_value.shape.numpy())
 
 
 def running_weight(node: RuntimeNode, optimized: OptimizedGraph) -> tuple[int, ...] | None:
-    """The shape of the first constant matrix that a node of the optimized graph reads, None if it is laid out anew."""
+    """The shape of the first constant matrix that a running node reads, None if it is laid out anew."""
     if node.op in _REPACKED or "nchwc" in node.domain:
         return None
     shapes = (optimized.weights.get(name, ()) for name in node.inputs)
@@ -110,7 +118,9 @@ def _owners(node: Node, names: _Names) -> list[Node]:
     """The compute nodes that a value of another node comes from, nearest first."""
     sources = [names.values.get(value.name or "", []) for value in node.inputs if value is not None]
     deepest = max((len(source) for source in sources), default=0)
-    nearest = [source[depth] for depth in range(deepest) for source in reversed(sources) if depth < len(source)]
+    nearest = [
+        source[depth] for depth in range(deepest) for source in reversed(sources) if depth < len(source)
+    ]
     return list(dict.fromkeys(nearest))[:_MOST_OWNERS]
 
 
@@ -150,8 +160,10 @@ _STRATEGIES: tuple[Callable[[_Names, RuntimeNode], list[Node]], ...] = (
 
 
 def _longest(known: dict[str, list[Node]], name: str) -> list[Node]:
-    """What the longest beginning of `name` that ends at the end of a word stands for: conv_1 begins conv_1_quant,
-    but not conv_10."""
+    """What the longest known beginning of `name` stands for, whole words only.
+
+    Example: conv_1_quant begins with conv_1, conv_10 does not.
+    """
     for end in range(len(name), 0, -1):
         whole = end == len(name) or not (name[end].isalnum() and name[end - 1].isalnum())
         if whole and name[:end] in known:
@@ -160,7 +172,7 @@ def _longest(known: dict[str, list[Node]], name: str) -> list[Node]:
 
 
 def _fits(node: Node, item: RuntimeNode, optimized: OptimizedGraph) -> bool:
-    """True if the operators are of one family and the weights, as far as they can be compared, of one size."""
+    """True if the operators are of one family and the weights, where they can be compared, of one size."""
     if FAMILY_OF[node.op_type] != FAMILY_OF[item.op]:
         return False
     weight, expected = running_weight(item, optimized), next(weight_shapes(node), None)
@@ -173,8 +185,14 @@ def _match_by_size(matches: Matches, optimized: OptimizedGraph) -> None:
     rest = []
     for item in matches.unmatched:
         size = prod(running_weight(item, optimized) or (0,))
-        rivals = [other for other in matches.unmatched if prod(running_weight(other, optimized) or (0,)) == size]
-        fitting = [node for node in alone if prod(next(weight_shapes(node), (0,))) == size and _fits(node, item, optimized)]
+        rivals = [
+            other for other in matches.unmatched if prod(running_weight(other, optimized) or (0,)) == size
+        ]
+        fitting = [
+            node
+            for node in alone
+            if prod(next(weight_shapes(node), (0,))) == size and _fits(node, item, optimized)
+        ]
         if size and len(rivals) == len(fitting) == 1:
             matches.pairs[fitting[0]].append(item)
         else:

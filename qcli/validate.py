@@ -1,34 +1,40 @@
 """Comparing a compressed model with the float model that it was made from, by running both.
 
-    validation = validate(ValidateJob(float_model=Path("a.onnx"), compressed=Path("a.int8.onnx"), samples=dataset))
+job = ValidateJob(float_model=Path("a.onnx"), compressed=Path("a.int8.onnx"), samples=dataset)
+print(validate(job).accuracy.sqnr)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from qcli.comparison import Comparison, OptimizationCheck, is_float
 from qcli.contracts import InputSpec
 from qcli.dataset import Sample
-from qcli.errors import InputError, NothingToDoError, RuntimeFailure
+from qcli.errors import InputError, NothingToDoError
 from qcli.graph import Model, load_model
 from qcli.kernels import Kernels, read_kernels
-from qcli.latency import Effort, measure
-from qcli.metrics.cosine import Cosine
-from qcli.metrics.max_abs import MaxAbs
-from qcli.metrics.sqnr import Sqnr
-from qcli.metrics.top_k import TopK
-from qcli.report import Accuracy, Agreement, FloatNode, KernelFacts, LatencyFacts, OutputAccuracy, Scores
+from qcli.latency import NORMAL_EFFORT, Effort, measure
+from qcli.report import (
+    Accuracy,
+    Agreement,
+    FileFacts,
+    FloatNode,
+    KernelFacts,
+    LatencyFacts,
+    Size,
+    file_facts,
+    size_of,
+)
 from qcli.runtime import Session
 from qcli.types import Array, Noun
-
-_AGREES_FROM_DB = 30.0
-"""The optimized and the unoptimized model agree at this ratio, however little noise quantization adds."""
+from qcli.watch import Watch
 
 _LATENCY_SAMPLES = 4
 
@@ -45,204 +51,94 @@ class ValidateJob(Noun, frozen=True, kw_only=True):
     compressed: Path | bytes
     samples: Iterable[Sample]
     threads: int = 1
-    latency: Effort | None = Effort()
+    latency: Effort | None = NORMAL_EFFORT
     unoptimized_samples: int = 4
-    reasons: Mapping[str, str] = {}
+    reasons: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 class Validation(Noun, frozen=True, kw_only=True):
     """The sections of the report that come from running both models, over `samples` samples."""
 
     samples: int
+    model: FileFacts
+    output: FileFacts
     accuracy: Accuracy
     kernels: KernelFacts
     latency: LatencyFacts | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> Size:
+        return size_of(self.model, self.output)
 
-def validate(job: ValidateJob) -> Validation:
-    """Runs both models on every sample, in constant memory.
+    def sections(self, output: Path | None = None) -> dict[str, Any]:
+        """The report's fields by name; `output` is where the compressed model will lie, if elsewhere."""
+        written = self.output if output is None else msgspec.structs.replace(self.output, path=str(output))
+        return {
+            "model": self.model,
+            "output": written,
+            "size": self.size,
+            "accuracy": self.accuracy,
+            "kernels": self.kernels,
+            "latency": self.latency,
+        }
 
-    Raises InputError if the models differ in inputs or outputs, if a sample has a wrong label, or if the float model
-    gives NaN or Inf; RuntimeFailure if one does not run; NothingToDoError without samples. NaN or Inf from the
-    compressed model is a result, -200 dB and a warning.
+
+def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
+    """Runs both models on every sample, in constant memory. Warnings go to `watch` too.
+
+    Raises InputError if the models differ in inputs or outputs, if a sample has a wrong label, or if the
+    float model gives NaN or Inf; RuntimeFailure if one does not run; NothingToDoError without samples. NaN
+    or Inf from the compressed model is a result, -200 dB and a warning.
     """
+    watch = watch or Watch()
     float_model, compressed = _model(job.float_model), _model(job.compressed)
     _check_same_interface(float_model, compressed)
-    comparison = _Comparison()
-    unoptimized = _Unoptimized(job)
-    left, right = (Session(source, threads=job.threads) for source in (job.float_model, job.compressed))
-    feeds: list[dict[str, Array]] = []
-    for sample in job.samples:
-        reference, result = left.run(sample.feeds), right.run(sample.feeds)
-        _check_finite(reference, sample.file)
-        comparison.update(reference, result, sample)
-        unoptimized.update(reference, result, sample)
-        if len(feeds) < _LATENCY_SAMPLES:
-            feeds.append(sample.feeds)
-    if not feeds:
-        raise NothingToDoError("there are no samples to validate with", "give a folder of samples with -d or --eval")
+    sessions = _Sessions(
+        Session(job.float_model, threads=job.threads), Session(job.compressed, threads=job.threads)
+    )
+    comparison = Comparison()
+    check = OptimizationCheck(job.compressed, job.unoptimized_samples, job.threads)
+    feeds = _run_all(job, sessions, (comparison, check), watch)
     kernels = read_kernels(job.compressed, float_model, feeds[0])
+    warnings = (*comparison.warnings(), *check.warnings())
+    for text in warnings:
+        watch.warn(text)
     return Validation(
         samples=comparison.samples,
+        model=_facts(job.float_model, float_model),
+        output=_facts(job.compressed, compressed),
         accuracy=comparison.accuracy(),
-        kernels=_kernel_facts(kernels, job.reasons, unoptimized.agreement()),
-        latency=_latency((left, right), feeds, job),
-        warnings=(*comparison.warnings(), *unoptimized.warnings()),
+        kernels=_kernel_facts(kernels, job.reasons, check.agreement()),
+        latency=_latency(sessions, feeds, job),
+        warnings=warnings,
     )
 
 
-class _Comparison:
-    """The accuracy so far."""
+class _Sessions(NamedTuple):
+    float_model: Session
+    compressed: Session
 
-    def __init__(self) -> None:
-        self.samples = 0
-        self._outputs: dict[str, _Floats | _Others] = {}
-        self._classes: str | None = None
-        self._top_k = TopK()
-        self._bad: dict[str, list[str]] = {}
 
-    def update(self, reference: Mapping[str, Any], result: Mapping[str, Any], sample: Sample) -> None:
-        if self.samples == 0:
-            self._outputs = {name: _Floats() if _is_float(value) else _Others() for name, value in reference.items()}
-            self._classes = next((name for name, value in reference.items() if _is_scores(value)), None)
-        self.samples += 1
-        for name, meter in self._outputs.items():
-            expected, given = reference[name], result[name]
-            if isinstance(meter, _Floats):
-                given = self._comparable(name, expected, given, sample)
-            meter.update(expected, given)
-            if name == self._classes and _is_scores(expected):
-                self._top_k.update(expected, given, _checked_label(sample, expected.shape[1]))
-
-    def accuracy(self) -> Accuracy:
-        outputs = {name: meter.accuracy() for name, meter in self._outputs.items()}
-        ratios = [output.sqnr for output in outputs.values() if output.sqnr is not None]
-        cosines = [output.cosine for output in outputs.values() if output.cosine is not None]
-        top = self._top_k
-        return Accuracy(
-            sqnr=min(ratios, default=None),
-            cosine=min(cosines, default=None),
-            agreement=top.value() if self._classes is not None else None,
-            top1=_scores(top, top.reference_top1, top.result_top1),
-            top5=_scores(top, top.reference_top5, top.result_top5),
-            outputs=outputs,
+def _run_all(
+    job: ValidateJob, sessions: _Sessions, meters: tuple[Comparison, OptimizationCheck], watch: Watch
+) -> list[dict[str, Array]]:
+    """Runs every sample and returns the first few of them, to measure the time with."""
+    total = len(job.samples) if isinstance(job.samples, Sized) else 0
+    feeds: list[dict[str, Array]] = []
+    for done, sample in enumerate(job.samples, start=1):
+        reference, result = sessions.float_model.run(sample.feeds), sessions.compressed.run(sample.feeds)
+        _check_finite(reference, sample.file)
+        for meter in meters:
+            meter.update(reference, result, sample)
+        if len(feeds) < _LATENCY_SAMPLES:
+            feeds.append(sample.feeds)
+        watch.progress(done, max(done, total))
+    if not feeds:
+        raise NothingToDoError(
+            "there are no samples to validate with", "name a folder of them with -d or --eval"
         )
-
-    def warnings(self) -> Iterator[str]:
-        for problem, files in self._bad.items():
-            yield f"{problem} for {len(files)} of {self.samples} samples, first '{files[0]}'"
-
-    def _comparable(self, name: str, expected: Array, given: Array, sample: Sample) -> Array:
-        """`given`, or all NaN if it has another shape; notes what is wrong with it."""
-        if given.shape != expected.shape:
-            self._note(f"the compressed model's output '{name}' has another shape than the float model's", sample)
-            return np.full(expected.shape, np.nan, dtype=np.float64)
-        if not np.isfinite(given).all():
-            self._note(f"the compressed model's output '{name}' holds NaN or Inf", sample)
-        return given
-
-    def _note(self, problem: str, sample: Sample) -> None:
-        self._bad.setdefault(problem, []).append(sample.file)
-
-
-class _Floats:
-    """One float output."""
-
-    def __init__(self) -> None:
-        self._sqnr, self._cosine, self._max_abs = Sqnr(), Cosine(), MaxAbs()
-
-    def update(self, reference: Array, result: Array) -> None:
-        for metric in (self._sqnr, self._cosine, self._max_abs):
-            metric.update(reference, result)
-
-    def accuracy(self) -> OutputAccuracy:
-        return OutputAccuracy(
-            sqnr=self._sqnr.value(), cosine=self._cosine.value(), max_abs=self._max_abs.value()
-        )
-
-
-class _Others:
-    """One output of integers, booleans, strings, or of no tensor at all."""
-
-    def __init__(self) -> None:
-        self._equal = 0
-        self._seen = 0
-
-    def update(self, reference: Any, result: Any) -> None:
-        if isinstance(reference, np.ndarray) and isinstance(result, np.ndarray):
-            self._seen += max(reference.size, result.size)
-            self._equal += int((reference == result).sum()) if reference.shape == result.shape else 0
-        else:
-            self._seen += 1
-            self._equal += bool(reference == result)
-
-    def accuracy(self) -> OutputAccuracy:
-        return OutputAccuracy(equal=self._equal / self._seen if self._seen else 1.0)
-
-
-class _Unoptimized:
-    """The compressed model as written, run beside the optimized one on the first samples.
-
-    Optimization may not change what a model means by more than quantization did; where it does, a kernel
-    saturates or a fusion is wrong.
-    """
-
-    def __init__(self, job: ValidateJob) -> None:
-        self._left = job.unoptimized_samples
-        self._failure = ""
-        self._session: Session | None = None
-        self._between: dict[str, Sqnr] = {}
-        self._intended: dict[str, Sqnr] = {}
-        self._max_abs = MaxAbs()
-        if self._left > 0:
-            try:
-                self._session = Session(job.compressed, threads=job.threads, optimize=False)
-            except RuntimeFailure as error:
-                self._failure = error.message
-
-    def update(self, reference: Mapping[str, Any], result: Mapping[str, Any], sample: Sample) -> None:
-        if self._session is None:
-            return
-        try:
-            written = self._session.run(sample.feeds)
-        except RuntimeFailure as error:
-            self._failure, self._session = error.message, None
-            return
-        self._compare(reference, result, written)
-        self._left -= 1
-        if self._left <= 0:
-            self._session = None
-
-    def agreement(self) -> Agreement | None:
-        if not self._between:
-            return None
-        return Agreement(
-            sqnr=min(metric.value() for metric in self._between.values()),
-            max_abs=self._max_abs.value(),
-            agree=all(self._agrees(name) for name in self._between),
-        )
-
-    def warnings(self) -> Iterator[str]:
-        if self._failure:
-            yield f"the compressed model could not be run without optimization to check the kernels: {self._failure}"
-        found = self.agreement()
-        if found is not None and not found.agree:
-            yield (
-                f"onnxruntime's optimized kernels change the results by more than quantization does ({found.sqnr:.1f} dB): "
-                "8-bit products saturate on this processor, or a fusion is wrong"
-            )
-
-    def _compare(self, reference: Mapping[str, Any], result: Mapping[str, Any], written: Mapping[str, Any]) -> None:
-        for name, value in written.items():
-            if _is_float(value) and value.shape == result[name].shape == reference[name].shape and np.isfinite(value).all():
-                self._between.setdefault(name, Sqnr()).update(value, result[name])
-                self._intended.setdefault(name, Sqnr()).update(reference[name], value)
-                self._max_abs.update(value, result[name])
-
-    def _agrees(self, name: str) -> bool:
-        between = self._between[name]
-        return between.value() >= _AGREES_FROM_DB or between.noise <= self._intended[name].noise
+    return feeds
 
 
 def _model(source: Path | bytes) -> Model:
@@ -254,10 +150,25 @@ def _model(source: Path | bytes) -> Model:
         return load_model(path)
 
 
+def _facts(source: Path | bytes, model: Model) -> FileFacts:
+    """The facts of a file, or of a model in memory, which has no path."""
+    if isinstance(source, Path):
+        return file_facts(source, model)
+    return FileFacts(
+        path="",
+        sha256=model.sha256,
+        bytes=len(source),
+        opset=model.opset,
+        nodes=model.node_count(),
+        parameters=model.parameter_count(),
+    )
+
+
 def _check_same_interface(left: Model, right: Model) -> None:
     """Raises InputError unless both models take the same inputs and give the same outputs."""
     ours, theirs = ({spec.name: spec for spec in model.inputs()} for model in (left, right))
-    for kind, names, others in (("inputs", set(ours), set(theirs)), ("outputs", set(left.outputs()), set(right.outputs()))):
+    both = {"inputs": (set(ours), set(theirs)), "outputs": (set(left.outputs()), set(right.outputs()))}
+    for kind, (names, others) in both.items():
         if names != others:
             raise InputError(
                 f"the two models differ in their {kind}: {_listed(names)} and {_listed(others)}",
@@ -285,41 +196,18 @@ def _listed(names: set[str]) -> str:
 
 
 def _shown(spec: InputSpec) -> str:
-    sizes = "" if spec.shape is None else str(["?" if size is None else size for size in spec.shape]).replace("'", "")
-    return f"{spec.dtype} {sizes}".strip()
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
-
-
-def _is_scores(value: Any) -> bool:
-    return _is_float(value) and value.ndim == 2 and value.shape[1] >= 2
+    if spec.shape is None:
+        return spec.dtype
+    return f"{spec.dtype} [{', '.join('?' if size is None else str(size) for size in spec.shape)}]"
 
 
 def _check_finite(outputs: Mapping[str, Any], file: str) -> None:
     for name, value in outputs.items():
-        if _is_float(value) and not np.isfinite(value).all():
+        if is_float(value) and not np.isfinite(value).all():
             raise InputError(
                 f"{file}: the float model's output '{name}' holds NaN or Inf",
                 "check the sample and its preprocessing; nothing can be compared with that",
             )
-
-
-def _checked_label(sample: Sample, classes: int) -> int | None:
-    if sample.label is not None and not 0 <= sample.label < classes:
-        raise InputError(
-            f"{sample.file}: label {sample.label} is none of the model's {classes} classes (0 to {classes - 1})",
-            "labels are class indices as the model counts them",
-        )
-    return sample.label
-
-
-def _scores(top: TopK, reference: int, result: int) -> Scores | None:
-    if not top.labelled:
-        return None
-    left, right = top.share(reference), top.share(result)
-    return Scores(float_=left, quantized=right, drop=left - right)
 
 
 def _kernel_facts(kernels: Kernels, reasons: Mapping[str, str], agreement: Agreement | None) -> KernelFacts:
@@ -343,12 +231,10 @@ def _kernel_facts(kernels: Kernels, reasons: Mapping[str, str], agreement: Agree
 
 
 def _reason(kernel: str) -> str:
-    return f"onnxruntime runs it as a float {kernel}" if kernel else "it was not found among what onnxruntime runs"
+    return f"onnxruntime runs it as a float {kernel}" if kernel else "it is not among what onnxruntime runs"
 
 
-def _latency(
-    sessions: tuple[Session, ...], feeds: list[dict[str, Array]], job: ValidateJob
-) -> LatencyFacts | None:
+def _latency(sessions: _Sessions, feeds: list[dict[str, Array]], job: ValidateJob) -> LatencyFacts | None:
     if job.latency is None:
         return None
     latency = measure(sessions, feeds, job.threads, job.latency)

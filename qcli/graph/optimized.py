@@ -25,8 +25,8 @@ class RuntimeNode(Noun, frozen=True, kw_only=True):
 class OptimizedGraph(Noun, frozen=True, kw_only=True):
     """The nodes in the order in which they run, bodies of If and Loop included.
 
-    `weights` are the names and shapes of the constants, `shapes` the known shapes of activations, with the free
-    dimensions as they are for the sample that the graph was read for.
+    `weights` are the names and shapes of the constants, `shapes` the known shapes of activations, with the
+    free dimensions as they are for the sample that the graph was read for.
     """
 
     nodes: tuple[RuntimeNode, ...]

@@ -13,8 +13,8 @@ from qcli.types import Array
 class Cosine(msgspec.Struct, forbid_unknown_fields=True):
     """The cosine similarity of everything seen, taken as one long vector: Σ ref·out / √(Σ ref² · Σ out²).
 
-    Two zero vectors are alike (1), a zero vector and another one are not (0). NaN or Inf in a result gives -1, the
-    worst there is. Sums are float64.
+    Two zero vectors are alike (1), a zero vector and another one are not (0). NaN or Inf in a result gives
+    -1, the worst there is. Sums are float64.
     """
 
     product: float = 0.0

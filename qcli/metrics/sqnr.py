@@ -13,8 +13,8 @@ from qcli.types import Array
 class Sqnr(msgspec.Struct, forbid_unknown_fields=True):
     """The signal-to-quantization-noise ratio in dB over all values seen: 10·log10(Σ ref² / Σ (ref − out)²).
 
-    Kept within ±`LIMIT`, so that JSON can hold it: no error is +200 dB; an error where the reference is all zero,
-    or a result with NaN or Inf, is -200 dB. Sums are float64.
+    Kept within ±`LIMIT`, so that JSON can hold it: no error is +200 dB; an error where the reference is all
+    zero, or a result with NaN or Inf, is -200 dB. Sums are float64.
     """
 
     LIMIT: ClassVar[float] = 200.0

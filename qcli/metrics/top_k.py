@@ -14,8 +14,8 @@ from qcli.types import Array
 class TopK(msgspec.Struct, forbid_unknown_fields=True):
     """Counts over the rows of scores [N, C]: of two equal scores the one with the lower index comes first.
 
-    `value` is the agreement: the share of rows whose best class is the float model's. `share` gives the accuracy
-    of each model where there were labels. A row with NaN or Inf is never right and never agrees.
+    `value` is the agreement: the share of rows whose best class is the float model's. `share` gives the
+    accuracy of each model where there were labels. A row with NaN or Inf is never right and never agrees.
     """
 
     rows: int = 0
@@ -27,7 +27,7 @@ class TopK(msgspec.Struct, forbid_unknown_fields=True):
     result_top5: int = 0
 
     def update(self, reference: Array, result: Array, label: int | None = None) -> None:
-        """Takes in two score matrices [N, C]; `label` (0 ≤ label < C), if any, is the class of all N rows."""
+        """Takes in two score matrices [N, C]; `label` (0 to C - 1), if any, is the class of all N rows."""
         best, other = _finite_rows(reference), _finite_rows(result)
         same = np.argmax(reference, axis=1) == np.argmax(result, axis=1)
         self.rows += len(reference)
@@ -58,6 +58,6 @@ def _finite_rows(scores: Array) -> npt.NDArray[np.bool_]:
 
 
 def _rank(scores: Array, label: int) -> npt.NDArray[np.int64]:
-    """How many classes come before `label` in each row: those that score higher, and equal ones of lower index."""
+    """How many classes of each row come before `label`: higher scores, and equal ones of lower index."""
     own = scores[:, label : label + 1]
     return np.asarray((scores > own).sum(axis=1) + (scores[:, :label] == own).sum(axis=1), dtype=np.int64)

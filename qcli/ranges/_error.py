@@ -51,15 +51,16 @@ class SquaredError(Noun, frozen=True, kw_only=True):
     def of_grids(self, scale: Scale) -> Float64Array:
         """The sum of squared errors, float64 [channels, grids], for `scale` of shape [channels * grids]."""
         channels, values = self.positions.shape
-        steps = scale.scale.astype(np.float64).reshape(channels, -1)
+        grids = max(1, scale.scale.size // max(1, channels))
+        steps = scale.scale.astype(np.float64).reshape(channels, grids)
         zero_points = scale.zero_point.reshape(steps.shape)
         ends = np.stack([scale.lowest - zero_points, scale.highest - zero_points]).astype(np.float64)
         errors = np.empty_like(steps)
         height = max(1, _BLOCK // max(1, values))
-        width = min(height, steps.shape[1])
+        width = min(height, grids)
         for top in range(0, channels, max(1, height // width)):
             rows = slice(top, top + max(1, height // width))
-            for left in range(0, steps.shape[1], width):
+            for left in range(0, grids, width):
                 block = (rows, slice(left, left + width))
                 errors[block] = self._block(rows, steps[block], ends[:, *block])
         return errors

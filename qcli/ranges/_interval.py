@@ -26,8 +26,8 @@ def typical_magnitude(distribution: Distribution) -> Float64Array:
     reached = np.cumsum(np.where(points == 0, 0.0, distribution.counts), axis=1)
     rows = np.arange(len(points))
     places = [np.argmax(reached >= share * reached[:, -1:], axis=1) for share in (0.25, 0.75)]
-    result: Float64Array = np.abs([points[rows, place] for place in places]).max(axis=0)
-    return result
+    larger = np.abs([points[rows, place] for place in places]).max(axis=0)
+    return np.where(reached[:, -1] > 0, larger, 0.0)
 
 
 def step_ratio(least: Float64Array, most: Float64Array, number: int) -> Float64Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
@@ -12,8 +12,9 @@ import numpy as np
 from qcli.contracts import Format
 from qcli.distribution import Distribution
 from qcli.plugins import create
+from qcli.ranges._divergence import Shape, divergences, partition
 from qcli.ranges._interval import Float64Array, around_zero, rungs, step_ratio, typical_magnitude
-from qcli.types import Grid, Interval, Noun
+from qcli.types import Grid, Interval
 
 _COARSE = np.arange(32.0)
 _FINE = np.arange(-4, 5) / 5
@@ -21,28 +22,29 @@ _FINE = np.arange(-4, 5) / 5
 
 _Measure = Callable[[Float64Array, Float64Array], Float64Array]
 
-_LEAST_WIDTH = 2.0**-20
-_SMOOTHING = 1e-6
-
 
 class Entropy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Clips where the Kullback-Leibler divergence between the values and their quantized selves is smallest.
 
-    Of each candidate range, `bins` equal bins make the reference P: what is clipped is added to its end bins.
-    Q is P without what is clipped, each level's share spread evenly over those of its bins that P fills.
-    Clipping costs because Q lacks what P has at the ends; a wide range costs because a level then blurs more
-    of the shape. Source: Migacz 2017, "8-bit Inference with TensorRT" (GTC), with four differences:
+    The reference P is the distribution, with what a candidate range clips added to the last of its `bins`
+    equal bins on either side. Q is P without what is clipped, each level's share spread evenly over what P
+    fills of it. Clipping costs because Q lacks what P has at the ends; a wide range costs because a level
+    then blurs more of the shape. Source: Migacz 2017, "8-bit Inference with TensorRT" (GTC), with these
+    differences:
 
-    * Every candidate gets `bins` bins of its own instead of a share of those of the widest, so the resolution
-      does not shrink with the clip, and a far outlier cannot push the useful range into a few bins. With bins
-      tied to levels one to one (as in onnxruntime, 128 of each) only min-max is left to choose.
+    * P is known on one fixed partition, re-binned from the histogram: linear up to the typical magnitude and
+      logarithmic beyond, `bins` on each side. A far outlier then cannot push all other values into a few
+      bins, which is how equal bins over everything end up at min-max (as do 128 bins for 128 levels,
+      onnxruntime's default, where nothing else is left to choose).
     * Zeros are left out: they are exact on every grid, and after a ReLU they would outweigh everything else.
     * Q is smoothed by a millionth, so that an empty last level makes a clip expensive instead of impossible.
+    * Chance makes the shape look richer than it is; each filled level is charged 1 / (2 * values) for it
+      (Miller 1955, bias of the plug-in entropy). With few values this favours min-max.
     * Where a channel has values on both sides, an asymmetric grid first tries both ends at one magnitude,
       then each on its own. A symmetric grid is judged by magnitudes, on its non-negative levels.
 
-    Few values (less than some thousands) leave most bins empty; little then speaks against min-max, which is
-    what comes out. One-sided channels keep exactly 0 as their other end. Channels are searched one by one.
+    Data that is mostly tiny with rare large values that matter is clipped hard; mse is better there.
+    One-sided channels keep exactly 0 as their other end. Channels are searched one by one.
     """
 
     statistic: ClassVar[str] = "histogram"
@@ -52,42 +54,17 @@ class Entropy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:
         """The interval [channels] of the smallest divergence for `grid`."""
         levels = _levels(grid)
-        bins = levels * max(4, -(-self.bins // levels))
         below, above = np.maximum(-distribution.lower, 0.0), np.maximum(distribution.upper, 0.0)
         typical = typical_magnitude(distribution)
         low, high = below.copy(), above.copy()
         for channel in np.flatnonzero((distribution.lower < distribution.upper) & (typical > 0)).tolist():
             here = slice(channel, channel + 1)
-            shape = _Shape.of(distribution, channel, folded=grid.symmetric)
-            measure = partial(_divergences, shape, levels, bins)
+            edges = partition(typical[here], below[here], above[here], self.bins, grid.symmetric)
+            shape = Shape.of(distribution, channel, edges, folded=grid.symmetric)
+            measure = partial(divergences, shape, levels, self.bins)
             search = _one_bound if grid.symmetric else _two_bounds
             low[here], high[here] = search(measure, typical[here], below[here], above[here])
         return around_zero(-low, high)
-
-
-class _Shape(Noun, frozen=True, kw_only=True):
-    """One channel's distribution without its zeros: `reached` of its mass (0 to 1) lies below `positions`.
-
-    Both float64 [2 n]: the two ends of what each point stands for, with a straight line between them.
-    `folded` takes the magnitudes of the values for the values.
-    """
-
-    positions: Float64Array
-    reached: Float64Array
-    folded: bool
-
-    @classmethod
-    def of(cls, distribution: Distribution, channel: int, *, folded: bool) -> Self:
-        starts, ends = (edge[channel] for edge in distribution.edges(_LEAST_WIDTH))
-        counts = np.where(distribution.points[channel] == 0, 0.0, distribution.counts[channel])
-        before = np.concatenate([[0.0], np.cumsum(counts)]) / counts.sum()
-        positions = np.maximum.accumulate(np.stack([starts, ends], axis=1).ravel())
-        return cls(positions=positions, reached=np.repeat(before, 2)[1:-1], folded=folded)
-
-    def below(self, values: Float64Array) -> Float64Array:
-        """The share of the mass below each of `values`, of any shape."""
-        share = np.interp(values, self.positions, self.reached)
-        return share - np.interp(-values, self.positions, self.reached) if self.folded else share
 
 
 def _levels(grid: Grid) -> int:
@@ -131,27 +108,3 @@ def _descend(
     best = coarse[np.argmin(measure(coarse))][None]
     fine = rungs(best, ratio, _FINE, most)[0]
     return np.asarray(fine[np.argmin(measure(fine))][None])
-
-
-def _divergences(
-    shape: _Shape, levels: int, bins: int, lows: Float64Array, highs: Float64Array
-) -> Float64Array:
-    """The divergences [candidates] of the ranges from -lows to highs, or up to the larger one if folded.
-
-    Migacz 2017: KL(P || Q) = sum of P * log(P / Q).
-    """
-    lows, highs = np.broadcast_arrays(lows, highs)
-    first = np.zeros_like(lows) if shape.folded else -lows
-    last = np.maximum(lows, highs) if shape.folded else highs
-    below = shape.below(first[:, None] + (last - first)[:, None] * np.linspace(0.0, 1.0, bins + 1))
-    inside = np.diff(below, axis=1)
-    reference = inside.copy()
-    reference[:, 0] += below[:, 0]
-    reference[:, -1] += 1.0 - below[:, -1]
-    filled = (reference > 0).reshape(len(lows), levels, -1)
-    share = inside.reshape(filled.shape).sum(axis=2) / np.maximum(filled.sum(axis=2), 1)
-    quantized = (filled * share[:, :, None]).reshape(reference.shape)
-    quantized *= (1 - _SMOOTHING) / np.maximum(quantized.sum(axis=1, keepdims=True), _SMOOTHING)
-    quantized += _SMOOTHING / bins
-    terms = np.where(reference > 0, reference, 1.0) / quantized
-    return np.asarray((reference * np.log(terms)).sum(axis=1))

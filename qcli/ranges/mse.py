@@ -16,9 +16,15 @@ from qcli.ranges._error import SquaredError
 from qcli.ranges._interval import Float64Array, around_zero, rungs, step_ratio, typical_magnitude
 from qcli.types import Grid, Interval
 
-# Exponents of the bounds that each round tries, in coarse steps: all the way down, then around the best one.
-_ONE_BOUND = (np.arange(32.0), np.arange(-4, 5) / 5, np.arange(-4, 5) / 25)
-_TWO_BOUNDS = (np.arange(16.0), np.arange(-2, 3) / 3, np.arange(-2, 3) / 9, np.arange(-2, 3) / 27)
+# Exponents of the bounds that each round tries, in coarse steps: all the way down, more densely near the
+# extrema, where the best bound of most data lies; then around the best one.
+_ONE_BOUND = (np.arange(32.0) ** 1.5 / 31**0.5, np.arange(-4, 5) / 5, np.arange(-4, 5) / 25)
+_TWO_BOUNDS = (
+    np.arange(16.0) ** 1.5 / 15**0.5,
+    np.arange(-2, 3) / 3,
+    np.arange(-2, 3) / 9,
+    np.arange(-2, 3) / 27,
+)
 
 _Measure = Callable[[Float64Array, Float64Array], Float64Array]
 

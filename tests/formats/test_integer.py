@@ -67,7 +67,8 @@ def test_bits_that_do_not_fit_are_refused(bits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "zero_point"), [("int8", None, 0), ("int8", 7, 0), ("uint8", None, 128), ("uint8", 7, 64)]
+    ("name", "bits", "zero_point"),
+    [("int8", None, 0), ("int8", 7, 0), ("uint8", None, 128), ("uint8", 7, 64)],
 )
 def test_symmetric_grids_have_their_zero_in_the_middle(name: str, bits: int | None, zero_point: int) -> None:
     assert scale_of(Grid(format=name, symmetric=True, bits=bits), -0.1, 7).zero_point.tolist() == [zero_point]
@@ -144,7 +145,9 @@ def test_infinite_quotients_saturate_without_a_warning() -> None:
 def test_each_channel_has_its_own_scale(axis: int) -> None:
     values = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     slices = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    bounds = Interval(lower=slices.min(axis=1).astype(np.float64), upper=slices.max(axis=1).astype(np.float64))
+    bounds = Interval(
+        lower=slices.min(axis=1).astype(np.float64), upper=slices.max(axis=1).astype(np.float64)
+    )
     grid = Grid(format="uint8", symmetric=False, granularity="channel", axis=axis)
     scale = UInt8().scale(bounds, grid)
     assert scale.axis == axis and scale.scale.shape == (values.shape[axis],)

@@ -11,7 +11,8 @@ import pytest
 from qcli.distribution import Distribution
 from qcli.errors import UsageError
 from qcli.plugins import create
-from qcli.ranges.entropy import Entropy, _divergences, _levels, _Shape
+from qcli.ranges._divergence import Shape, divergences, partition
+from qcli.ranges.entropy import Entropy, _levels
 from qcli.types import Grid
 
 Observe = Callable[..., Distribution]
@@ -25,8 +26,8 @@ def test_rare_outliers_are_clipped(
 ) -> None:
     values = np.concatenate([rng.standard_normal(200_000), [far, -far / 2, far / 3]])
     found = Entropy().interval(histogram(values), grid)
-    assert 2.5 < found.upper[0] < 8
-    assert -8 < found.lower[0] < -2.5
+    assert 2.5 < found.upper[0] < 12
+    assert -12 < found.lower[0] < -2.5
 
 
 @pytest.mark.parametrize("grid", [INT8, UINT8])
@@ -39,7 +40,7 @@ def test_uniform_data_keeps_its_range(
 
 
 def test_an_outlier_on_one_side_leaves_the_other_alone(histogram: Observe, rng: np.random.Generator) -> None:
-    values = np.concatenate([rng.uniform(-2, 1, 200_000), [500.0]])
+    values = np.concatenate([rng.triangular(-2, 0, 1, 200_000), [500.0]])
     found = Entropy().interval(histogram(values), UINT8)
     assert found.lower[0] == pytest.approx(-2, abs=0.1)
     assert 0.9 < found.upper[0] < 3
@@ -85,22 +86,48 @@ def test_levels_that_divide_a_range(grid: Grid, levels: int) -> None:
     assert _levels(grid) == levels
 
 
-def test_the_divergence_by_hand(exact: Observe) -> None:
-    """Two levels of two bins over 0 to 4: P is what was seen, Q each level's mean over the bins that P fills."""
-    values = np.repeat([0.5, 1.5, 2.5, 3.5, 9.0], [6, 2, 4, 0, 4])
-    shape = _Shape.of(exact(values), 0, folded=False)
-    found = _divergences(shape, 2, 4, np.zeros(1), np.array([4.0]))
-    reference = np.array([6, 2, 4, 4]) / 16
-    quantized = np.array([4, 4, 2, 2]) / 12
-    assert found[0] == pytest.approx(np.sum(reference * np.log(reference / quantized)), abs=1e-4)
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("bound", [0.5, 2.0, 3.9])
+def test_the_divergence_is_the_sum_over_cells(
+    folded: bool, bound: float, histogram: Observe, rng: np.random.Generator
+) -> None:
+    """P and Q cell by cell, on a partition that the levels divide; outliers added cell by cell, too."""
+    levels, cells = 8, 16
+    shape = shape_of(histogram(rng.standard_normal(5000) * 2), bound, levels * cells, folded)
+    found = divergences(shape, levels, levels * cells, np.array([bound]), np.array([bound]))[0]
+    first = 0.0 if folded else -bound
+    inside = (shape.edges[:-1] >= first - 1e-9) & (shape.edges[1:] <= bound + 1e-9)
+    kept = np.diff(shape.mass)[inside]
+    quantized = np.repeat(kept.reshape(levels, cells).mean(axis=1), cells) / kept.sum()
+    reference = kept.copy()
+    reference[-1] += 1 - shape.mass[shape.edges <= bound + 1e-9][-1]
+    reference[0] += shape.mass[shape.edges >= first - 1e-9][0]
+    expected = np.sum(reference * np.log(reference / quantized)) + levels / (2 * shape.values)
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+def shape_of(distribution: Distribution, bound: float, bins: int, folded: bool) -> Shape:
+    """The shape on equal cells, `bins` of them inside the bound, as many beyond as the data needs."""
+    width = bound / bins if folded else 2 * bound / bins
+    beyond = int(np.ceil(10 / width))
+    start, stop = (0, bins + beyond) if folded else (-bins // 2 - beyond, bins // 2 + beyond)
+    return Shape.of(distribution, 0, (np.arange(start, stop + 1) * width).astype(np.float64), folded=folded)
 
 
 def test_folding_joins_the_magnitudes(exact: Observe, rng: np.random.Generator) -> None:
-    values = rng.standard_normal(500)
-    folded = _Shape.of(exact(values), 0, folded=True)
-    plain = _Shape.of(exact(np.abs(values)), 0, folded=False)
-    where = np.linspace(0, 4, 100)
-    np.testing.assert_allclose(folded.below(where), plain.below(where), atol=1e-3)
+    values, edges = rng.standard_normal(500), np.linspace(0, 5, 1000)
+    folded = Shape.of(exact(values), 0, edges, folded=True)
+    plain = Shape.of(exact(np.abs(values)), 0, edges, folded=False)
+    np.testing.assert_allclose(folded.mass, plain.mass, atol=1e-3)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_thepartition_covers_the_data_in_order(folded: bool) -> None:
+    edges = partition(np.array([0.5]), np.array([3.0]), np.array([1e6]), 2048, folded)
+    assert (edges[0], edges[-1]) == (0.0 if folded else -3.0, 1e6)
+    assert (np.diff(edges) > 0).all()
+    at_zero = np.searchsorted(edges, 0.01)
+    assert np.diff(edges)[at_zero] < 0.5 / 64
 
 
 @pytest.mark.parametrize("options", [{"bins": 0}, {"bins": 1.5}, {"bins": 10**9}, {"bin": 2048}])

@@ -125,7 +125,7 @@ def test_points_are_within_a_bin_of_the_values(values: FloatArray) -> None:
     assert distribution.counts.sum() == values.size
     assert distribution.lower == values.min() and distribution.upper == values.max()
     points = np.repeat(distribution.points[0], distribution.counts[0].astype(int))
-    tiny = np.finfo(np.float32).tiny
+    tiny = float(np.finfo(np.float32).tiny)
     np.testing.assert_allclose(points, np.sort(values[0]), rtol=2.0**-8, atol=tiny)
 
 

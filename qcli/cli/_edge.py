@@ -1,0 +1,133 @@
+"""The edge: whatever escapes from a command becomes an error line, a hint and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import singledispatch
+from types import FrameType
+
+import typer
+
+from qcli.cli._screen import console_for, say
+from qcli.errors import QcliError, ResourceError, did_you_mean
+
+_USAGE = 2
+_BUG = 70
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived: unwinds everything, as no `except Exception` holds it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a user learns of an exception."""
+
+    code: int
+    message: str
+    hint: str = ""
+
+
+def guarded(work: Callable[[], int], *, debug: bool) -> int:
+    """Runs `work` and returns its exit code, or that of the error that it ended with."""
+    try:
+        with _signals_raise():
+            return work()
+    except SystemExit:  # rich and typer leave so when the reader of a help text has gone
+        return 0
+    except (Exception, Interrupted) as error:
+        fault = describe(error)
+        if debug:
+            traceback.print_exception(error, file=sys.stderr)
+    console = console_for("stderr")
+    say(console, "error", fault.message)
+    if fault.hint:
+        say(console, "hint", fault.hint)
+    return fault.code
+
+
+@singledispatch
+def describe(error: BaseException) -> Fault:
+    """The fault behind an exception; one that nobody foresaw is a bug in qcli."""
+    text = " ".join(str(error).split())
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return Fault(_BUG, f"internal: {reason}", "this is a bug in qcli: run again with --debug and report what it prints")
+
+
+@describe.register
+def _(error: QcliError) -> Fault:
+    return Fault(error.exit_code, error.message, error.hint)
+
+
+@describe.register
+def _(error: typer.TyperException) -> Fault:
+    context = getattr(error, "ctx", None)
+    hint = f"see '{context.command_path} --help'" if context is not None else "see 'qcli --help'"
+    if context is not None and hasattr(error, "possibilities"):  # an unknown option
+        word = getattr(error, "option_name", "")
+        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        longs = [name for name in known if name.startswith("--")]
+        return Fault(_USAGE, f"no such option '{word}'", did_you_mean(word, longs) or hint)
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    return Fault(_USAGE, text[:1].lower() + text[1:], hint)
+
+
+@describe.register(typer.Abort)
+@describe.register(KeyboardInterrupt)
+def _(_error: BaseException) -> Fault:
+    return Fault(128 + signal.SIGINT, "interrupted")
+
+
+@describe.register
+def _(error: Interrupted) -> Fault:
+    return Fault(128 + error.number, "interrupted")
+
+
+@describe.register
+def _(_error: MemoryError) -> Fault:
+    hint = "use fewer --threads, smaller samples or a machine with more memory"
+    return Fault(ResourceError.exit_code, "out of memory", hint)
+
+
+@describe.register
+def _(error: OSError) -> Fault:
+    if error.errno not in _DISK_FULL:
+        return describe.dispatch(BaseException)(error)
+    where = f" to write '{error.filename}'" if error.filename else ""
+    hint = "free some space, or let TMPDIR point to another disk"
+    return Fault(ResourceError.exit_code, f"no space left{where}", hint)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM unwind the work, once; further ones do not disturb the tidying up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

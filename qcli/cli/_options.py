@@ -1,0 +1,124 @@
+"""The options that several commands share, each with its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_DATA = "Samples"
+_RESULT = "Result"
+_JUDGE = "Judging"
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`3/8` as (3, 8)."""
+    index, slash, count = text.partition("/")
+    if not slash or not index.isdecimal() or not count.isdecimal():
+        raise typer.BadParameter(f"'{text}' is not i/n, as in 1/4")
+    return int(index), int(count)
+
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The float model, an .onnx file.", show_default=False)
+]
+RecipeOption = Annotated[
+    str, typer.Option("-r", "--recipe", metavar="RECIPE", help="A preset's name or a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe. Repeatable.", show_default=False),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-d",
+        "--calibration",
+        metavar="CALIB",
+        help="Samples that ranges are learned from: a folder or a file. The recipe may name them instead.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+EvaluationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--eval",
+        metavar="DIR",
+        help="Samples that the result is judged by.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help="A table 'file,label' in place of a labels.csv beside the samples.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+SamplesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=1,
+        help="Calibrate on N of the samples, spread evenly.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+RandomSamplesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--random-samples",
+        metavar="N",
+        min=1,
+        help="Calibrate on N random inputs: for smoke tests, not for results.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+ShardOption = Annotated[
+    tuple[int, int] | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        parser=parse_shard,
+        help="Measure only the I-th of N parts of the samples.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+GateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gate",
+        metavar="EXPR",
+        help="A condition on the report, as in 'accuracy.top1.drop <= 0.01'. Repeatable.",
+        rich_help_panel=_JUDGE,
+        show_default=False,
+    ),
+]
+ReportOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write the report as .json, .md, .html or .xml (JUnit). Repeatable.",
+        rich_help_panel=_RESULT,
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[
+    int,
+    typer.Option("--threads", metavar="N", min=0, help="Threads to work with; 0 means one for each core."),
+]
+NoLatencyOption = Annotated[
+    bool,
+    typer.Option("--no-latency", help="Do not measure how fast the models are.", rich_help_panel=_JUDGE),
+]
