@@ -22,6 +22,7 @@ def apply_plan(model: Model, plan: Plan, solution: Solution) -> Model:
         if entry.site.role is Role.INPUT and site_key(entry) not in solution.codes:
             writer.edge(entry)
     quantized.remove_unused()
+    quantized.forget_shapes()
     quantized.fix_names()
     return quantized
 

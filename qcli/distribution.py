@@ -33,6 +33,17 @@ class Distribution(Noun, frozen=True, kw_only=True):
     counts: Float64Array
     resolution: float = 0.0
 
+    def channel(self, index: int) -> Distribution:
+        """The distribution of one channel, as a distribution of one channel."""
+        here = slice(index, index + 1)
+        return Distribution(
+            lower=self.lower[here],
+            upper=self.upper[here],
+            points=self.points[here],
+            counts=self.counts[here],
+            resolution=self.resolution,
+        )
+
     def edges(self, least: float) -> tuple[Float64Array, Float64Array]:
         """Where the values behind each point begin and end, two arrays [channels, n] within the extrema.
 

@@ -113,6 +113,12 @@ def test_edges_of_exact_values_have_the_least_width() -> None:
     assert ends.tolist() == [[-1.5, 0.0, 1.25, 4.0]]
 
 
+def test_a_channel_alone() -> None:
+    second = from_weights(np.array([[1, 2], [4, 3]], np.float32), 0).channel(1)
+    assert (second.lower.tolist(), second.upper.tolist()) == ([3.0], [4.0])
+    assert (second.points.tolist(), second.counts.tolist()) == ([[3.0, 4.0]], [[1.0, 1.0]])
+
+
 @given(st.lists(hnp.arrays(np.float32, st.integers(1, 20), elements=FINITE), min_size=1, max_size=4))
 def test_union_is_the_distribution_of_everything(parts: list[FloatArray]) -> None:
     joint = union([from_weights(part, None) for part in parts])

@@ -5,7 +5,16 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from qcli.graph import Graph, Node, Value, add_initializer, insert_after, insert_before, make_node
+from qcli.graph import (
+    Graph,
+    Node,
+    Value,
+    add_initializer,
+    insert_after,
+    insert_before,
+    make_node,
+    share_initializer,
+)
 from qcli.types import Array, Scale
 
 
@@ -33,7 +42,13 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return back.outputs[0]
 
     def _parameters(self, graph: Graph, name: str, scale: Scale) -> tuple[Value, Value]:
+        """The scale, and the zero point, of which a network needs but a few different ones."""
         steps = scale.scale.reshape(()) if scale.axis is None else scale.scale
         zero = scale.zero_point.astype(scale.dtype)
-        zeros = zero.reshape(()) if scale.axis is None else zero
-        return add_initializer(graph, f"{name}_scale", np.asarray(steps)), add_initializer(graph, f"{name}_zero", zeros)
+        if scale.axis is None:
+            shared = share_initializer(graph, f"zero_{scale.dtype}_{int(zero[0])}", zero.reshape(()))
+        elif not zero.any():
+            shared = share_initializer(graph, f"zeros_{scale.dtype}_{zero.size}", zero)
+        else:
+            shared = add_initializer(graph, f"{name}_zero", zero)
+        return add_initializer(graph, f"{name}_scale", np.asarray(steps)), shared

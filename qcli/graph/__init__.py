@@ -16,6 +16,7 @@ from qcli.graph.edit import (
     remove_node,
     replace_value,
     set_constant,
+    share_initializer,
     sole_consumer,
 )
 from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes
@@ -51,5 +52,6 @@ __all__ = [
     "replace_value",
     "save_model",
     "set_constant",
+    "share_initializer",
     "sole_consumer",
 ]

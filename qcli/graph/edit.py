@@ -45,6 +45,15 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
     return value
 
 
+def share_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A constant that is stored once: an initializer of this name and content is used again."""
+    known = graph.initializers.get(name)
+    content = constant_of(known)
+    if known is not None and content is not None and content.dtype == array.dtype and np.array_equal(content, array):
+        return known
+    return add_initializer(graph, name, array)
+
+
 def set_constant(graph: ir.Graph, node: ir.Node, operand: int, array: Array) -> None:
     """Gives one operand of a node a new constant; other readers keep the old one."""
     old = node.inputs[operand]

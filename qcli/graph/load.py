@@ -24,6 +24,7 @@ def load_model(path: Path) -> Model:
     """
     content = _read(path)
     proto = _parse(path, content)
+    _free_negative_dimensions(proto.graph)
     external = tuple(_external_files(path, proto))
     _refuse_what_would_be_lost(path, proto)
     model = Model(_to_ir(path, proto), path, _digest(content, external))
@@ -52,6 +53,15 @@ def _parse(path: Path, content: bytes) -> onnx.ModelProto:
     if not proto.HasField("graph") or not proto.graph.output:
         raise InputError(f"model '{path}' holds no graph with outputs", "export or download it again")
     return proto
+
+
+def _free_negative_dimensions(graph: onnx.GraphProto) -> None:
+    """Some exporters write -1 for a free dimension, which inference and conversion take for a size."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.HasField("tensor_type"):
+            for dimension in value.type.tensor_type.shape.dim:
+                if dimension.dim_value < 0:
+                    dimension.Clear()
 
 
 def _to_ir(path: Path, proto: onnx.ModelProto) -> ir.Model:

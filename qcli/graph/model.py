@@ -87,6 +87,14 @@ class Model:
         """Drops nodes and weights that no output needs; True if there were any."""
         return bool(RemoveUnusedNodesPass()(self.ir).modified)
 
+    def forget_shapes(self) -> None:
+        """Drops what inference noted about intermediate values: any reader infers it again, and the file is smaller."""
+        for node in self.graph:
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape = None
+                    value.type = None
+
     def fix_names(self) -> None:
         """Resolves names that edits made twice. Run before every save: onnx_ir lets them pass in silence."""
         NameFixPass()(self.ir)

@@ -49,7 +49,7 @@ class TopK(msgspec.Struct, forbid_unknown_fields=True):
         return self.agreed / self.rows if self.rows else 1.0
 
     def share(self, count: int) -> float:
-        """One of the counts of labelled rows as a share of them."""
+        """A count of labelled rows, or a difference of two, as a share of them."""
         return count / self.labelled if self.labelled else 0.0
 
 

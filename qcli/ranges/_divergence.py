@@ -30,9 +30,10 @@ class Shape(Noun, frozen=True, kw_only=True):
     folded: bool
 
     @classmethod
-    def of(cls, distribution: Distribution, channel: int, edges: Float64Array, *, folded: bool) -> Self:
-        starts, ends = (edge[channel] for edge in distribution.edges(_LEAST_WIDTH))
-        counts = np.where(distribution.points[channel] == 0, 0.0, distribution.counts[channel])
+    def of(cls, distribution: Distribution, edges: Float64Array, *, folded: bool) -> Self:
+        """The shape of a distribution of one channel."""
+        starts, ends = (edge[0] for edge in distribution.edges(_LEAST_WIDTH))
+        counts = np.where(distribution.points[0] == 0, 0.0, distribution.counts[0])
         values = counts.sum()
         positions = np.maximum.accumulate(np.stack([starts, ends], axis=1).ravel())
         reached = np.repeat(np.concatenate([[0.0], np.cumsum(counts)]) / values, 2)[1:-1]

@@ -60,7 +60,7 @@ class Entropy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for channel in np.flatnonzero((distribution.lower < distribution.upper) & (typical > 0)).tolist():
             here = slice(channel, channel + 1)
             edges = partition(typical[here], below[here], above[here], self.bins, grid.symmetric)
-            shape = Shape.of(distribution, channel, edges, folded=grid.symmetric)
+            shape = Shape.of(distribution.channel(channel), edges, folded=grid.symmetric)
             measure = partial(divergences, shape, levels, self.bins)
             search = _one_bound if grid.symmetric else _two_bounds
             low[here], high[here] = search(measure, typical[here], below[here], above[here])

@@ -111,13 +111,13 @@ def shape_of(distribution: Distribution, bound: float, bins: int, folded: bool) 
     width = bound / bins if folded else 2 * bound / bins
     beyond = int(np.ceil(10 / width))
     start, stop = (0, bins + beyond) if folded else (-bins // 2 - beyond, bins // 2 + beyond)
-    return Shape.of(distribution, 0, (np.arange(start, stop + 1) * width).astype(np.float64), folded=folded)
+    return Shape.of(distribution, (np.arange(start, stop + 1) * width).astype(np.float64), folded=folded)
 
 
 def test_folding_joins_the_magnitudes(exact: Observe, rng: np.random.Generator) -> None:
     values, edges = rng.standard_normal(500), np.linspace(0, 5, 1000)
-    folded = Shape.of(exact(values), 0, edges, folded=True)
-    plain = Shape.of(exact(np.abs(values)), 0, edges, folded=False)
+    folded = Shape.of(exact(values), edges, folded=True)
+    plain = Shape.of(exact(np.abs(values)), edges, folded=False)
     np.testing.assert_allclose(folded.mass, plain.mass, atol=1e-3)
 
 

@@ -1,0 +1,21 @@
+"""`qcli inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcli.cli._screen import Screen
+
+
+def inspect(
+    screen: Screen,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any .onnx file.", show_default=False)],
+) -> None:
+    """Show what a model is made of, and which of it runs on integer kernels."""
+    from qcli.cli._tables import show_inspection
+    from qcli.inspect import inspect_model
+
+    screen.show(inspect_model(model), show_inspection)

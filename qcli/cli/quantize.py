@@ -1,0 +1,96 @@
+"""`qcli quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcli.cli import _options as options
+from qcli.cli._screen import Screen
+
+
+def quantize(
+    screen: Screen,
+    model: options.ModelArgument,
+    recipe: options.RecipeOption = "int8",
+    settings: options.SetOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Where to write. Default: the model's stem and the recipe's name, in the current folder.",
+            rich_help_panel="Result",
+            show_default=False,
+        ),
+    ] = None,
+    keep_failing: Annotated[
+        bool,
+        typer.Option(
+            "--keep-failing", help="Keep a model that missed a gate as OUT.rejected.onnx.", rich_help_panel="Result"
+        ),
+    ] = False,
+    reports: options.ReportOption = None,
+    depfile: Annotated[
+        Path | None,
+        typer.Option(
+            "--depfile",
+            metavar="FILE",
+            help="Write what OUT depends on, in make's syntax.",
+            rich_help_panel="Result",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: options.CalibrationOption = None,
+    samples: options.SamplesOption = None,
+    random_samples: options.RandomSamplesOption = None,
+    evaluation: options.EvaluationOption = None,
+    labels: options.LabelsOption = None,
+    gates: options.GateOption = None,
+    no_latency: options.NoLatencyOption = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Use this plan and make none.", show_default=False),
+    ] = None,
+    stats: Annotated[
+        Path | None,
+        typer.Option("--stats", metavar="FILE", help="Use these statistics and measure none.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; write nothing.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew what was measured before.")] = False,
+    threads: options.ThreadsOption = 0,
+) -> None:
+    """Quantize a model: prepare, plan, calibrate, solve, apply, validate, judge."""
+    from qcli.job import QuantizeJob
+    from qcli.pipeline import quantize as work
+    from qcli.render import show_report
+
+    job = QuantizeJob(
+        model=model,
+        recipe=recipe,
+        settings=tuple(settings or ()),
+        calibration=calibration,
+        evaluation=evaluation,
+        labels=labels,
+        output=output,
+        plan=plan,
+        stats=stats,
+        gates=tuple(gates or ()),
+        reports=tuple(reports or ()),
+        samples=samples,
+        random_samples=random_samples,
+        threads=threads,
+        latency=not no_latency,
+        cache=not no_cache,
+        keep_failing=keep_failing,
+        dry_run=dry_run,
+        depfile=depfile,
+    )
+    with screen.watching() as watch:
+        report = work(job, watch)
+    screen.show(report, show_report)
+    if report.status == "failed":
+        raise typer.Exit(1)

@@ -1,0 +1,107 @@
+"""Any pair of models, compared and judged as a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from qcli.dataset import Sample
+from qcli.errors import NothingToDoError
+from qcli.files import check_writable
+from qcli.gates import check_gates, evaluate
+from qcli.graph import Model, load_model
+from qcli.latency import Effort
+from qcli.recipe import Recipe, load_recipe
+from qcli.render import report_writer, write_report
+from qcli.report import Report, SampleCounts, Seconds, environment, file_facts, peak_memory_mb, size_of, with_gates
+from qcli.sources import SampleStream, open_source
+from qcli.types import Noun
+from qcli.validate import ValidateJob, Validation, validate
+from qcli.watch import Watch
+
+
+class CompareJob(Noun, frozen=True, kw_only=True):
+    """Everything that `qcli validate` can be told.
+
+    `recipe` says how samples become inputs, names the samples if `evaluation` does not, and adds its gates.
+    """
+
+    float_model: Path
+    compressed: Path
+    recipe: str = "int8"
+    settings: tuple[str, ...] = ()
+    evaluation: Path | None = None
+    labels: Path | None = None
+    gates: tuple[str, ...] = ()
+    reports: tuple[Path, ...] = ()
+    threads: int = 0
+    latency: bool = True
+
+
+def compare_models(job: CompareJob, watch: Watch | None = None) -> Report:
+    """Runs a float and a compressed model on the same samples. A failed gate is in the report's `status`.
+
+    Raises the errors of `qcli.errors`, among them NothingToDoError without samples.
+    """
+    watch = watch or Watch()
+    for path in job.reports:
+        report_writer(path)
+        check_writable(path)
+    recipe = load_recipe(job.recipe, job.settings)
+    gates = check_gates((*recipe.gates, *job.gates), lacking=() if job.latency else ("latency",))
+    watch.phase("prepare")
+    models = load_model(job.float_model), load_model(job.compressed)
+    samples = _samples(job, recipe, models[0])
+    watch.phase("validate")
+    validation = validate(
+        ValidateJob(
+            float_model=job.float_model,
+            compressed=job.compressed,
+            samples=_watched(samples, watch),
+            threads=job.threads or 1,
+            latency=Effort() if job.latency else None,
+        )
+    )
+    report = _report(job, models, validation, watch)
+    report = with_gates(report, evaluate(gates, report))
+    for path in job.reports:
+        write_report(report, path)
+    return report
+
+
+def _samples(job: CompareJob, recipe: Recipe, model: Model) -> SampleStream:
+    source = recipe.samples.validation
+    if source.preprocess is None:
+        source = msgspec.structs.replace(source, preprocess=recipe.samples.calibration.preprocess)
+    samples = open_source(source, job.evaluation, model.inputs(), labels=job.labels)
+    if samples is None:
+        raise NothingToDoError("there are no samples to validate with", "name a folder with -d, or 'samples' in the recipe")
+    return samples
+
+
+def _watched(samples: SampleStream, watch: Watch) -> Iterator[Sample]:
+    for done, sample in enumerate(samples, 1):
+        yield sample
+        watch.progress(done, len(samples))
+
+
+def _report(job: CompareJob, models: tuple[Model, Model], validation: Validation, watch: Watch) -> Report:
+    for warning in validation.warnings:
+        watch.warn(warning)
+    before, after = file_facts(job.float_model, models[0]), file_facts(job.compressed, models[1])
+    return Report(
+        command="validate",
+        model=before,
+        output=after,
+        samples=SampleCounts(validation=validation.samples),
+        size=size_of(before, after),
+        accuracy=validation.accuracy,
+        kernels=validation.kernels,
+        latency=validation.latency,
+        warnings=tuple(watch.warnings),
+        seconds=Seconds(**watch.finish()),
+        peak_memory_mb=peak_memory_mb(),
+        environment=environment(),
+    )

@@ -1,0 +1,54 @@
+"""The arrows of the pipeline one by one: each reads files and writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qcli.errors import UsageError
+from qcli.files import check_writable, replace_file
+from qcli.job import QuantizeJob
+from qcli.pipeline import calibrate_job, prepare_job
+from qcli.plan import plan_text
+from qcli.statistics import Header, Statistics, load_statistics
+from qcli.types import Plan
+from qcli.watch import Watch
+
+
+def make_plan_file(job: QuantizeJob, watch: Watch | None = None) -> Plan:
+    """The plan of a job, written to `job.output` if that is given. Needs no samples.
+
+    Raises what `quantize` would raise up to that point.
+    """
+    if job.output is not None:
+        check_writable(job.output)
+    plan = prepare_job(job, watch or Watch()).plan
+    if job.output is not None:
+        replace_file(job.output, plan_text(plan).encode())
+    return plan
+
+
+def make_statistics_file(job: QuantizeJob, watch: Watch | None = None) -> Header:
+    """Measures the samples of a job, or of its shard, into `job.output`. Returns what the file says of itself."""
+    if job.output is None:
+        raise UsageError("there is no file to write the statistics to", "name one with -o, as in -o stats.npz")
+    check_writable(job.output)
+    statistics = calibrate_job(job, watch)
+    statistics.save(job.output)
+    return statistics.header
+
+
+def merge_statistics(parts: Sequence[Path], output: Path) -> Header:
+    """Statistics of several shards as those of all their samples, written to `output`.
+
+    Raises UsageError if they belong to different models or recipes, InputError for what is no statistics file.
+    """
+    check_writable(output)
+    merged: Statistics | None = None
+    for part in parts:
+        statistics = load_statistics(part)
+        merged = statistics if merged is None else merged.merge(statistics)
+    if merged is None:
+        raise UsageError("there is nothing to merge", "name two or more statistics files")
+    merged.save(output)
+    return merged.header
