@@ -15,7 +15,16 @@ from qcli.graph import Model, load_model
 from qcli.latency import Effort
 from qcli.recipe import Recipe, load_recipe
 from qcli.render import report_writer, write_report
-from qcli.report import Report, SampleCounts, Seconds, environment, file_facts, peak_memory_mb, size_of, with_gates
+from qcli.report import (
+    Report,
+    SampleCounts,
+    Seconds,
+    environment,
+    file_facts,
+    peak_memory_mb,
+    size_of,
+    with_gates,
+)
 from qcli.sources import SampleStream, open_source
 from qcli.types import Noun
 from qcli.validate import ValidateJob, Validation, validate
@@ -77,7 +86,9 @@ def _samples(job: CompareJob, recipe: Recipe, model: Model) -> SampleStream:
         source = msgspec.structs.replace(source, preprocess=recipe.samples.calibration.preprocess)
     samples = open_source(source, job.evaluation, model.inputs(), labels=job.labels)
     if samples is None:
-        raise NothingToDoError("there are no samples to validate with", "name a folder with -d, or 'samples' in the recipe")
+        raise NothingToDoError(
+            "there are no samples to validate with", "name a folder with -d, or 'samples' in the recipe"
+        )
     return samples
 
 

@@ -174,9 +174,12 @@ def _tail(node: Node, support: Support) -> tuple[tuple[Node, ...], tuple[Node, i
 
 
 def _bias_operand(layer: Node, follower: Node) -> int | None:
-    """The operand of an Add that holds a constant vector over the layer's output channels."""
-    weight = dimensions(layer.inputs[1]) if layer.inputs[1] is not None else None
-    if follower.op_type != "Add" or weight is None:
+    """The operand of an Add that holds a constant vector over the layer's output channels.
+
+    The runtime joins a MatMul of matrices with such an Add into one kernel; of tensors of higher rank it does not.
+    """
+    data, weight = (dimensions(value) if value is not None else None for value in layer.inputs[:2])
+    if follower.op_type != "Add" or weight is None or data is None or len(data) != 2:
         return None
     for operand, value in enumerate(follower.inputs):
         if value is not None and is_constant(value) and dimensions(value) == (weight[-1],):

@@ -34,14 +34,24 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
         if not word.startswith("-") and self.get_command(ctx, word) is None:
-            raise UsageError(f"no such command '{ctx.command_path} {word}'", did_you_mean(word, self.commands))
+            raise UsageError(
+                f"no such command '{ctx.command_path} {word}'", did_you_mean(word, self.commands)
+            )
         return super().resolve_command(ctx, args)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False  # typer imports pydantic, 0.1 s, to find out that None is None
+        return option
 
 
 app = typer.Typer(
     name="qcli",
     cls=Group,
     help="Quantize ONNX models, and prove with onnxruntime what became of them.",
+    add_completion=False,  # its two options would cost every start 0.1 s
+    rich_markup_mode=None,  # its help takes twice as long to appear
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

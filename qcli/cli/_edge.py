@@ -63,7 +63,9 @@ def describe(error: BaseException) -> Fault:
     """The fault behind an exception; one that nobody foresaw is a bug in qcli."""
     text = " ".join(str(error).split())
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return Fault(_BUG, f"internal: {reason}", "this is a bug in qcli: run again with --debug and report what it prints")
+    return Fault(
+        _BUG, f"internal: {reason}", "this is a bug in qcli: run again with --debug and report what it prints"
+    )
 
 
 @describe.register

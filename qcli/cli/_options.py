@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-_DATA = "Samples"
-_RESULT = "Result"
-_JUDGE = "Judging"
+from qcli.errors import UsageError
 
 
-def parse_shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str | None) -> tuple[int, int] | None:
     """`3/8` as (3, 8)."""
+    if text is None:
+        return None
     index, slash, count = text.partition("/")
     if not slash or not index.isdecimal() or not count.isdecimal():
-        raise typer.BadParameter(f"'{text}' is not i/n, as in 1/4")
+        raise UsageError(f"--shard '{text}' is not i/n", "for example --shard 1/4")
     return int(index), int(count)
 
 
@@ -28,7 +28,9 @@ RecipeOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe. Repeatable.", show_default=False),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one value of the recipe. Repeatable.", show_default=False
+    ),
 ]
 CalibrationOption = Annotated[
     Path | None,
@@ -37,7 +39,6 @@ CalibrationOption = Annotated[
         "--calibration",
         metavar="CALIB",
         help="Samples that ranges are learned from: a folder or a file. The recipe may name them instead.",
-        rich_help_panel=_DATA,
         show_default=False,
     ),
 ]
@@ -47,7 +48,6 @@ EvaluationOption = Annotated[
         "--eval",
         metavar="DIR",
         help="Samples that the result is judged by.",
-        rich_help_panel=_DATA,
         show_default=False,
     ),
 ]
@@ -57,7 +57,6 @@ LabelsOption = Annotated[
         "--labels",
         metavar="FILE",
         help="A table 'file,label' in place of a labels.csv beside the samples.",
-        rich_help_panel=_DATA,
         show_default=False,
     ),
 ]
@@ -68,7 +67,6 @@ SamplesOption = Annotated[
         metavar="N",
         min=1,
         help="Calibrate on N of the samples, spread evenly.",
-        rich_help_panel=_DATA,
         show_default=False,
     ),
 ]
@@ -79,18 +77,15 @@ RandomSamplesOption = Annotated[
         metavar="N",
         min=1,
         help="Calibrate on N random inputs: for smoke tests, not for results.",
-        rich_help_panel=_DATA,
         show_default=False,
     ),
 ]
 ShardOption = Annotated[
-    tuple[int, int] | None,
+    str | None,
     typer.Option(
         "--shard",
         metavar="I/N",
-        parser=parse_shard,
         help="Measure only the I-th of N parts of the samples.",
-        rich_help_panel=_DATA,
         show_default=False,
     ),
 ]
@@ -100,7 +95,6 @@ GateOption = Annotated[
         "--gate",
         metavar="EXPR",
         help="A condition on the report, as in 'accuracy.top1.drop <= 0.01'. Repeatable.",
-        rich_help_panel=_JUDGE,
         show_default=False,
     ),
 ]
@@ -110,7 +104,6 @@ ReportOption = Annotated[
         "--report",
         metavar="FILE",
         help="Write the report as .json, .md, .html or .xml (JUnit). Repeatable.",
-        rich_help_panel=_RESULT,
         show_default=False,
     ),
 ]
@@ -120,5 +113,5 @@ ThreadsOption = Annotated[
 ]
 NoLatencyOption = Annotated[
     bool,
-    typer.Option("--no-latency", help="Do not measure how fast the models are.", rich_help_panel=_JUDGE),
+    typer.Option("--no-latency", help="Do not measure how fast the models are."),
 ]

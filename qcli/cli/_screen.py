@@ -24,8 +24,6 @@ Result = TypeVar("Result", bound="msgspec.Struct")
 _UNBOUNDED = 10_000
 """The width of what is not a terminal: nothing is folded or cut."""
 
-_OUTPUT = "Output"
-
 
 class Screen:
     """The two streams of one run, as its common options want them."""
@@ -121,16 +119,10 @@ def on_screen(work: Callable[..., None]) -> Callable[..., None]:
 
 
 _COMMON = {
-    "json": Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=_OUTPUT)
-    ],
-    "quiet": Annotated[
-        bool, typer.Option("-q", "--quiet", help="No progress and no warnings.", rich_help_panel=_OUTPUT)
-    ],
-    "verbose": Annotated[bool, typer.Option("-v", "--verbose", help="Say what is done.", rich_help_panel=_OUTPUT)],
-    "debug": Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)
-    ],
+    "json": Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")],
+    "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no warnings.")],
+    "verbose": Annotated[bool, typer.Option("-v", "--verbose", help="Say what is done.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
 }
 
 

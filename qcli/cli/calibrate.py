@@ -15,7 +15,10 @@ def calibrate(
     screen: Screen,
     model: options.ModelArgument,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="STATS", help="The statistics file, .npz.", show_default=False)
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="STATS", help="The statistics file, .npz.", show_default=False
+        ),
     ],
     recipe: options.RecipeOption = "int8",
     settings: options.SetOption = None,
@@ -41,7 +44,7 @@ def calibrate(
         calibration=calibration,
         samples=samples,
         random_samples=random_samples,
-        shard=shard,
+        shard=options.parse_shard(shard),
         plan=plan,
         threads=threads,
         output=output,

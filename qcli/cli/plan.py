@@ -19,7 +19,11 @@ def plan(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Write the plan as YAML, to edit and use.", show_default=False
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the plan as YAML, to edit and use.",
+            show_default=False,
         ),
     ] = None,
     calibration: options.CalibrationOption = None,

@@ -23,15 +23,12 @@ def quantize(
             "--output",
             metavar="OUT",
             help="Where to write. Default: the model's stem and the recipe's name, in the current folder.",
-            rich_help_panel="Result",
             show_default=False,
         ),
     ] = None,
     keep_failing: Annotated[
         bool,
-        typer.Option(
-            "--keep-failing", help="Keep a model that missed a gate as OUT.rejected.onnx.", rich_help_panel="Result"
-        ),
+        typer.Option("--keep-failing", help="Keep a model that missed a gate as OUT.rejected.onnx."),
     ] = False,
     reports: options.ReportOption = None,
     depfile: Annotated[
@@ -40,7 +37,6 @@ def quantize(
             "--depfile",
             metavar="FILE",
             help="Write what OUT depends on, in make's syntax.",
-            rich_help_panel="Result",
             show_default=False,
         ),
     ] = None,
@@ -57,10 +53,14 @@ def quantize(
     ] = None,
     stats: Annotated[
         Path | None,
-        typer.Option("--stats", metavar="FILE", help="Use these statistics and measure none.", show_default=False),
+        typer.Option(
+            "--stats", metavar="FILE", help="Use these statistics and measure none.", show_default=False
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; write nothing.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew what was measured before.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Measure anew what was measured before.")
+    ] = False,
     threads: options.ThreadsOption = 0,
 ) -> None:
     """Quantize a model: prepare, plan, calibrate, solve, apply, validate, judge."""

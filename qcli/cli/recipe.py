@@ -10,7 +10,7 @@ import typer
 from qcli.cli import _options as options
 from qcli.cli._screen import Screen, on_screen
 
-app = typer.Typer(help="Look at recipes: list, show, check, schema, init.", pretty_exceptions_enable=False)
+app = typer.Typer(help="Look at recipes: list, show, check, schema, init.", rich_markup_mode=None)
 
 
 def list_(screen: Screen) -> None:
@@ -23,7 +23,9 @@ def list_(screen: Screen) -> None:
 
 def show(
     screen: Screen,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset's name or a YAML file.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A preset's name or a YAML file.", show_default=False)
+    ],
     settings: options.SetOption = None,
 ) -> None:
     """Show a recipe with all its layers joined, and where each value came from."""
@@ -60,7 +62,9 @@ def init(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write it here, not to stdout.", show_default=False),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write it here, not to stdout.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write a commented recipe to start from."""

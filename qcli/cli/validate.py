@@ -24,7 +24,6 @@ def validate(
             "--eval",
             metavar="EVAL",
             help="Samples to run both on: a folder or a file. The recipe may name them instead.",
-            rich_help_panel="Samples",
             show_default=False,
         ),
     ] = None,
