@@ -176,13 +176,16 @@ def _tail(node: Node, support: Support) -> tuple[tuple[Node, ...], tuple[Node, i
 def _bias_operand(layer: Node, follower: Node) -> int | None:
     """The operand of an Add that holds a constant vector over the layer's output channels.
 
-    The runtime joins a MatMul of matrices with such an Add into one kernel; of tensors of higher rank it does not.
+    The runtime joins a MatMul with such an Add into a Gemm if its data is a matrix or of a fixed shape. The Gemm is
+    integer only if its bias is; where the runtime keeps the two apart, a float bias is cheaper.
     """
     data, weight = (dimensions(value) if value is not None else None for value in layer.inputs[:2])
-    if follower.op_type != "Add" or weight is None or data is None or len(data) != 2:
+    if follower.op_type != "Add" or weight is None or data is None:
+        return None
+    if len(data) != 2 and None in data:
         return None
     for operand, value in enumerate(follower.inputs):
-        if value is not None and is_constant(value) and dimensions(value) == (weight[-1],):
+        if value is not None and is_constant(value) and dimensions(value) in ((weight[-1],), (1, weight[-1])):
             return operand
     return None
 

@@ -11,7 +11,7 @@ from conftest import first_sample, model_path
 from onnx import TensorProto, helper, numpy_helper
 
 from qcli.errors import RuntimeFailure
-from qcli.graph import concrete_shapes, load_model
+from qcli.graph import load_model
 from qcli.graph.optimized import OptimizedGraph, RuntimeNode
 from qcli.kernels import Kernels, count_kernels, is_integer, read_kernels
 from qcli.types import Array
@@ -218,8 +218,14 @@ def test_a_node_that_runs_as_two_is_integer_only_if_both_are() -> None:
     assert "/second" not in [node.node for node in found.stayed_float]
 
 
-def test_shapes_of_the_sample_decide_the_share() -> None:
-    """Attention grows with the square of the length, so its share does with the rows of the sample."""
-    model = load_model(model_path("transformer"))
-    shapes = concrete_shapes(model, first_sample("transformer").feeds)
-    assert shapes["/layers/0/attention/scores_output"] == (1, 4, 9, 9)
+def test_shapes_of_the_sample_decide_the_share(tmp_path: Path) -> None:
+    """x [n, 16] times a weight costs 256 n, the result times its own transpose 16 n²."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "layer"),
+        helper.make_node("Transpose", ["h"], ["t"], "turn"),
+        helper.make_node("MatMul", ["h", "t"], ["y"], "scores"),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, {"w": np.eye(16, dtype=np.float32)}, {"x": ["n", 16], "y": ["n", "n"]})
+    for length, share in ((4, 0.8), (64, 0.2)):
+        found = read_kernels(path, load_model(path), {"x": np.ones((length, 16), np.float32)})
+        assert {node.node: node.mac_share for node in found.stayed_float}["layer"] == pytest.approx(share)

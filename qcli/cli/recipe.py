@@ -16,7 +16,7 @@ app = typer.Typer(help="Look at recipes: list, show, check, schema, init.", rich
 def list_(screen: Screen) -> None:
     """List the recipes that come with qcli."""
     from qcli.cli._tables import show_presets
-    from qcli.recipes import presets
+    from qcli.cookbook import presets
 
     screen.show(presets(), show_presets)
 
@@ -42,14 +42,14 @@ def check(
 ) -> None:
     """Check a recipe: keys, types, names of plug-ins and their options, gates."""
     from qcli.cli._tables import show_recipe
-    from qcli.recipes import check_recipe
+    from qcli.cookbook import check_recipe
 
     screen.show(check_recipe(file, tuple(settings or ())), show_recipe)
 
 
 def schema(screen: Screen) -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from qcli.recipes import recipe_schema
+    from qcli.cookbook import recipe_schema
 
     screen.text(recipe_schema())
 
@@ -68,7 +68,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented recipe to start from."""
-    from qcli.recipes import write_starter
+    from qcli.cookbook import write_starter
 
     screen.text(write_starter(model, output))
 

@@ -36,7 +36,7 @@ def validate(
     threads: options.ThreadsOption = 0,
 ) -> None:
     """Compare two models: accuracy, size, kernels, latency, gates."""
-    from qcli.compare import CompareJob, compare_models
+    from qcli.side_by_side import CompareJob, compare_models
     from qcli.render import show_report
 
     job = CompareJob(

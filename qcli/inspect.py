@@ -1,0 +1,117 @@
+"""What a model file is made of, and what of it runs on integer kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from qcli.contracts import InputSpec
+from qcli.errors import RuntimeFailure, UnsupportedError
+from qcli.graph import Model, concrete_shapes, load_model
+from qcli.kernels import read_kernels
+from qcli.latency import made_up_feeds
+from qcli.layers import LAYERS, multiply_accumulates
+from qcli.report import FileFacts, file_facts
+from qcli.types import Array, Noun
+
+_QUANTIZE = ("QuantizeLinear", "DynamicQuantizeLinear")
+_DEQUANTIZE = ("DequantizeLinear",)
+
+
+class KernelCounts(Noun, frozen=True, kw_only=True):
+    """What onnxruntime runs: compute nodes by kind of kernel, and all operators of the optimized graph."""
+
+    integer: int
+    float_: int = msgspec.field(name="float")
+    by_kernel: dict[str, int]
+
+
+class Inspection(Noun, frozen=True, kw_only=True):
+    """The facts of one model file.
+
+    `weight_bytes` are by dtype, `graph_bytes` is the rest of the file. `multiply_accumulates` are those of one
+    sample, free axes of size one; null where shapes cannot be inferred. `kernels` is null, and `problem` says why,
+    if onnxruntime cannot load the model.
+    """
+
+    schema: int = 1
+    command: str = "inspect"
+    model: FileFacts
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    operators: dict[str, int]
+    weight_bytes: dict[str, int]
+    graph_bytes: int
+    quantize_nodes: int
+    dequantize_nodes: int
+    multiply_accumulates: int | None
+    kernels: KernelCounts | None
+    problem: str = ""
+
+
+def inspect_model(path: Path) -> Inspection:
+    """Looks at a model without changing it. Raises InputError for what is no model."""
+    model = load_model(path)
+    facts = file_facts(path, model)
+    operators = Counter(node.op_type for node in model.nodes())
+    weights = _weight_bytes(model)
+    feeds = _feeds(model)
+    kernels, problem = _kernels(path, model, feeds)
+    return Inspection(
+        model=facts,
+        inputs=model.inputs(),
+        outputs=model.outputs(),
+        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        weight_bytes=weights,
+        graph_bytes=max(facts.bytes - sum(weights.values()), 0),
+        quantize_nodes=sum(operators[op] for op in _QUANTIZE),
+        dequantize_nodes=sum(operators[op] for op in _DEQUANTIZE),
+        multiply_accumulates=_work(model, feeds) if feeds is not None else None,
+        kernels=kernels,
+        problem=problem,
+    )
+
+
+def _weight_bytes(model: Model) -> dict[str, int]:
+    """Bytes of the constants by dtype, the largest part first."""
+    sizes: Counter[str] = Counter()
+    for tensor in _constants(model):
+        name = "string" if tensor.dtype.name == "STRING" else tensor.dtype.numpy().name
+        sizes[name] += tensor.nbytes
+    return dict(sizes.most_common())
+
+
+def _constants(model: Model) -> Iterator[Any]:
+    """The tensors of initializers and of Constant nodes, bodies of If and Loop included."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+    for node in model.nodes():
+        if node.op_type == "Constant" and "value" in node.attributes:
+            yield node.attributes["value"].as_tensor()
+
+
+def _feeds(model: Model) -> dict[str, Array] | None:
+    """One sample of noise, or None if an input's rank or type is not known."""
+    if any(spec.shape is None or spec.dtype == "object" for spec in model.inputs()):
+        return None
+    return made_up_feeds(model.inputs())
+
+
+def _work(model: Model, feeds: Mapping[str, Array]) -> int | None:
+    """Multiply-accumulates of the main graph's layers; None if the shapes of one are unknown."""
+    shapes = concrete_shapes(model, feeds)
+    layers = [node for node in model.graph if node.op_type in LAYERS]
+    work = [multiply_accumulates(node, shapes) for node in layers]
+    return sum(work) if all(work) else None
+
+
+def _kernels(path: Path, model: Model, feeds: Mapping[str, Array] | None) -> tuple[KernelCounts | None, str]:
+    try:
+        found = read_kernels(path, model, feeds or {})
+    except (RuntimeFailure, UnsupportedError) as error:
+        return None, error.message
+    return KernelCounts(integer=found.integer, float_=found.float_nodes, by_kernel=found.by_kernel), ""
