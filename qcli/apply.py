@@ -46,7 +46,9 @@ class _Writer:
         codes = self._solution.codes[site_key(entry)]
         known = (value.name or "", id(codes))
         if known not in self._constants:
-            self._constants[known] = create("encodings", entry.encoding).constant(self._graph, node, value, codes, scale)
+            self._constants[known] = create("encodings", entry.encoding).constant(
+                self._graph, node, value, codes, scale
+            )
         node.replace_input_with(operand, self._constants[known])
 
     def result(self, entry: Entry) -> None:
@@ -121,5 +123,3 @@ def _bounds(node: Node) -> tuple[float, float]:
 def _scalar(node: Node, operand: int) -> float | None:
     array = constant_of(node.inputs[operand]) if operand < len(node.inputs) else None
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
-
-

@@ -118,7 +118,8 @@ def _in_parallel(
     """Runs `work` on every sample with at most threads + 1 samples in memory; yields as they finish."""
     if threads <= 1:
         for sample in samples:
-            yield work(sample)
+            work(sample)
+            yield
         return
     with ThreadPoolExecutor(threads) as pool:
         pending: set[Future[None]] = set()
@@ -127,6 +128,8 @@ def _in_parallel(
             if len(pending) > threads:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    yield future.result()
+                    future.result()
+                    yield
         for future in pending:
-            yield future.result()
+            future.result()
+            yield

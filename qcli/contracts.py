@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -36,7 +37,7 @@ class Record(Noun, frozen=True, kw_only=True):
     file: str
     arrays: dict[str, Array]
     label: int | None = None
-    reference: dict[str, Array] = {}
+    reference: dict[str, Array] = msgspec.field(default_factory=dict)
 
 
 class SampleReader(Protocol):

@@ -47,7 +47,9 @@ class Presets(Noun, frozen=True, kw_only=True):
 
 def presets() -> Presets:
     """Every preset with its description."""
-    return Presets(presets=tuple(Preset(name=name, description=load_recipe(name).description) for name in preset_names()))
+    return Presets(
+        presets=tuple(Preset(name=name, description=load_recipe(name).description) for name in preset_names())
+    )
 
 
 def check_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:

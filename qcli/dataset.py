@@ -118,9 +118,7 @@ class Dataset(Noun, frozen=True, kw_only=True):
         return listed
 
 
-def open_dataset(
-    path: Path | str, inputs: tuple[InputSpec, ...], **options: Unpack[DatasetOptions]
-) -> Dataset:
+def open_dataset(path: Path | str, inputs: tuple[InputSpec, ...], **options: Unpack[DatasetOptions]) -> Dataset:
     """The samples at `path`, a file or a folder searched recursively, sorted bytewise by relative path.
 
     Reads no sample yet. Raises InputError if `path` does not exist or the labels are wrong, NothingToDoError
@@ -191,9 +189,7 @@ def _combined(problems: list[Problem], dataset: Dataset) -> InputError:
     """One error for all: a hint they share stays the hint, different ones go to the samples' lines."""
     hints = {problem.hint for problem in problems}
     shared = hints.pop() if len(hints) == 1 else ""
-    lines = [
-        str(problem) if shared or not problem.hint else f"{problem} ({problem.hint})" for problem in problems
-    ]
+    lines = [str(problem) if shared or not problem.hint else f"{problem} ({problem.hint})" for problem in problems]
     counted = f"{len(problems)} of {len(dataset)} samples in {dataset.root}"
     if len(problems) == 1 < len(dataset):
         return InputError(f"{counted} is bad: {lines[0]}", shared)

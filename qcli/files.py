@@ -49,5 +49,3 @@ def check_writable(path: Path) -> None:
         partial.unlink()
     except OSError as error:
         raise write_error(path, error) from error
-
-

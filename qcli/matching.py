@@ -19,6 +19,7 @@ class RuleBook:
     def __init__(self, model: Model, recipe: Recipe) -> None:
         self._rules = recipe.rules
         self._model = model
+        self._by_output = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
         self._regions = {sourced.origin: _region(model, sourced) for sourced in recipe.rules}
         self._refuse_idle_rules()
 
@@ -61,10 +62,7 @@ class RuleBook:
         return (Role.INPUT, Role.WEIGHT) if weighted and node.op_type in _WITH_WEIGHT else (Role.INPUT,)
 
     def _node_of(self, site: Site) -> Node:
-        for node in self._model.nodes():
-            if node.outputs and node.outputs[0].name == site.node:
-                return node
-        raise UsageError(f"the plan names the node '{site.node}', which the model lacks", "make it again")
+        return self._by_output[site.node]
 
     def _last(
         self, node: Node, role: Role, says: Callable[[SourcedRule], bool], value: str | None = None
@@ -89,7 +87,8 @@ class RuleBook:
         """A rule that the user wrote and that matches nothing is a mistake; one of a preset is not."""
         nodes = tuple(self._model.nodes())
         for sourced in self._rules:
-            if sourced.own and not any(self._matches(sourced, node, role, None) for node in nodes for role in _SITE_ROLES):
+            sites = ((node, role) for node in nodes for role in _SITE_ROLES)
+            if sourced.own and not any(self._matches(sourced, node, role, None) for node, role in sites):
                 raise UsageError(f"{sourced.origin} matches nothing in this model", _suggest(sourced.rule.match, nodes))
 
 
@@ -150,7 +149,8 @@ def _named(model: Model, name: str, origin: str) -> Node:
     for node in nodes:
         if name in (original_name(node), node.outputs[0].name):
             return node
-    raise UsageError(f"{origin}: no node is called '{name}'", did_you_mean(name, {original_name(node) for node in nodes}))
+    known = {original_name(node) for node in nodes}
+    raise UsageError(f"{origin}: no node is called '{name}'", did_you_mean(name, known))
 
 
 def _closure(start: Node, step: Callable[[Node], Iterable[Node]]) -> frozenset[Node]:
@@ -162,5 +162,3 @@ def _closure(start: Node, step: Callable[[Node], Iterable[Node]]) -> frozenset[N
                 seen.add(node)
                 stack.append(node)
     return frozenset(seen)
-
-

@@ -73,7 +73,7 @@ def place(model: Model, target: Target, refused: Callable[[Node], str | None]) -
             layout.placed[node] = _with_output(placed, useful)
         else:
             reasons[node] = "it would be an integer island between float nodes"
-    for node, placed in candidates.items():
+    for node in candidates:
         if node not in reachable:
             reasons[node] = f"no integer operator feeds it, and {node.op_type} alone does not pay"
     layout.kept = _kept(model, layout, reasons)
@@ -107,7 +107,11 @@ def _illegal(node: Node, support: Support) -> str | None:
     if support.weight is not None:
         weight = node.inputs[support.weight]
         if weight is None or constant_of(weight) is None:
-            return "both operands are activations, where integers do not pay" if node.op_type == "MatMul" else "its weight is not constant"
+            return (
+                "integers do not pay between two activations"
+                if node.op_type == "MatMul"
+                else "its weight is not constant"
+            )
         if node.op_type == "MatMul" and len(dimensions(weight) or ()) != 2:
             return "its weight is not a matrix"
     check = _CHECKS.get(node.op_type)

@@ -42,7 +42,7 @@ def make_plan(model: Model, recipe: Recipe) -> Plan:
     entries = tuple(_entries(layout, rules))
     if not entries:
         reasons = sorted({kept.reason for kept in layout.kept})
-        raise NothingToDoError("nothing in this model can be quantized", "; ".join(reasons[:3]) or "it has no operators")
+        raise NothingToDoError("nothing in this model can be quantized", "; ".join(reasons[:3]) or "it has no weights")
     _check_formats(entries, target, recipe.target)
     return Plan(
         model_sha256=model.sha256,
@@ -58,13 +58,14 @@ def refuse_quantized(model: Model) -> None:
     """Raises UnsupportedError for a model that holds quantized operators."""
     found = sorted({node.op_type for node in model.nodes() if node.op_type in _QUANTIZED_OPERATORS})
     if found:
-        raise UnsupportedError(f"the model is already quantized: it has {', '.join(found)}", "start from the float model")
+        names = ", ".join(found)
+        raise UnsupportedError(f"the model is already quantized: it has {names}", "start from the float model")
 
 
 def required_opset(recipe: Recipe) -> int:
     """The lowest operator set in which every grid of the recipe can be written."""
     grids = [sourced.rule.grid for sourced in recipe.rules if sourced.rule.grid is not None]
-    versions = [create("formats", grid.format).min_opset for grid in grids]
+    versions = [int(create("formats", grid.format).min_opset) for grid in grids]
     per_channel = 13 if any(grid.granularity != "tensor" for grid in grids) else 10
     return max([per_channel, *versions])
 
@@ -139,7 +140,8 @@ def _output_entry(placed: Placed, rules: RuleBook) -> Entry:
     if natural is None or rules.names_operator(entry):
         return entry
     fixed: Spec = {"fixed": {"lower": natural[0], "upper": natural[1]}}
-    return msgspec.structs.replace(entry, range=fixed, because=f"{entry.because}; natural range of {placed.node.op_type}")
+    because = f"{entry.because}; natural range of {placed.node.op_type}"
+    return msgspec.structs.replace(entry, range=fixed, because=because)
 
 
 def _site(node: Node, operand: int, role: Role, op: str | None = None) -> Site:

@@ -53,7 +53,8 @@ def choice_of(spec: Spec, where: str = "recipe") -> Choice:
     if isinstance(spec, str):
         return Choice(name=spec)
     if len(spec) != 1:
-        raise UsageError(f"{where}: expected one name with its options, got {len(spec)}", "write it as {name: {option: value}}")
+        hint = "write it as {name: {option: value}}"
+        raise UsageError(f"{where}: expected one name with its options, got {len(spec)}", hint)
     name, options = next(iter(spec.items()))
     return Choice(name=name, options=options or {})
 

@@ -198,7 +198,8 @@ def _last(layers: list[_Layer], key: str, default: Any) -> Any:
 
 def _digest(layers: list[_Layer]) -> str:
     """Of what the recipe says, not of its comments or of where its samples lie."""
-    said = [{key: value for key, value in layer.data.items() if key not in ("samples", "description")} for layer in layers]
+    unsaid = ("samples", "description")
+    said = [{key: value for key, value in layer.data.items() if key not in unsaid} for layer in layers]
     return hashlib.sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
 
 
@@ -209,14 +210,12 @@ def _check_plugins(recipe: Recipe) -> None:
         create("steps", spec)
     for sourced in recipe.rules:
         rule = sourced.rule
-        for kind, spec in (("ranges", rule.range), ("roundings", rule.rounding), ("encodings", rule.encoding)):
-            if spec is not None:
-                create(kind, spec)
+        for kind, named in (("ranges", rule.range), ("roundings", rule.rounding), ("encodings", rule.encoding)):
+            if named is not None:
+                create(kind, named)
         if rule.grid is not None:
             create("formats", rule.grid.format)
             if rule.grid.granularity not in ("tensor", "channel"):
                 raise UsageError(
                     f"{sourced.origin}: unknown granularity '{rule.grid.granularity}'", "known: channel, tensor"
                 )
-
-

@@ -215,7 +215,7 @@ def _percent(share: float) -> str:
 
 def _cell(text: str) -> str:
     """Text inside a Markdown table: nothing in it is markup."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:

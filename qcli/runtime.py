@@ -58,9 +58,8 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except _RUNTIME_ERRORS as error:
-            raise RuntimeFailure(
-                f"onnxruntime cannot load the model: {_reason(error)}", "run 'qcli doctor' to see this onnxruntime's version"
-            ) from error
+            hint = "run 'qcli doctor' to see this onnxruntime's version"
+            raise RuntimeFailure(f"onnxruntime cannot load the model: {_reason(error)}", hint) from error
 
     def input_names(self) -> tuple[str, ...]:
         return tuple(item.name for item in self._session.get_inputs())

@@ -143,7 +143,7 @@ class _Solver:
         bias = self._bias_of(node)
         if bias is not None:
             magnitude = np.abs(bias.reshape(-1).astype(np.float64))
-            largest = magnitude if magnitude.size == floor.size else np.broadcast_to(magnitude.max(initial=0.0), floor.shape)
+            largest = magnitude if magnitude.size == floor.size else magnitude.max(initial=0.0)
             floor = np.maximum(floor, largest / (self._input_scale(node) * _BIAS_LEVELS))
         if self._target.pair_limited():
             floor = np.maximum(floor, pair_floor(node, weight, scale))
@@ -223,5 +223,3 @@ def _tied(plan: Plan) -> dict[str, str]:
         for value in tie.values[1:]:
             parent[find(value)] = find(tie.values[0])
     return {value: find(value) for value in parent}
-
-

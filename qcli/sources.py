@@ -85,7 +85,8 @@ def random_source(inputs: tuple[InputSpec, ...], count: int) -> SampleStream:
     """Random samples for inputs of known rank. Raises UnsupportedError for others."""
     for spec in inputs:
         if spec.shape is None or spec.dtype == "object":
-            raise UnsupportedError(f"input '{spec.name}' has no shape to make random samples of", "name real ones with -d")
+            problem = f"input '{spec.name}' has no shape to make random samples of"
+            raise UnsupportedError(problem, "name real ones with -d")
     return SampleStream(RandomSamples(inputs, count))
 
 

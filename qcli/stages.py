@@ -31,9 +31,7 @@ def make_plan_file(job: QuantizeJob, watch: Watch | None = None) -> Plan:
 def make_statistics_file(job: QuantizeJob, watch: Watch | None = None) -> Header:
     """Measures the samples of a job, or of its shard, into `job.output`. Returns what the file says of itself."""
     if job.output is None:
-        raise UsageError(
-            "there is no file to write the statistics to", "name one with -o, as in -o stats.npz"
-        )
+        raise UsageError("there is no file to write the statistics to", "name one with -o, as in -o stats.npz")
     check_writable(job.output)
     statistics = calibrate_job(job, watch)
     statistics.save(job.output)

@@ -66,7 +66,7 @@ class Statistics:
             theirs.recipe_sha256,
             theirs.requests,
         ):
-            raise UsageError("these statistics belong to different models or recipes", "merge shards of one calibration")
+            raise UsageError("these statistics differ in model or recipe", "merge shards of one calibration")
         for key, statistic in self._measured.items():
             statistic.merge(other._measured[key])
         return self.counted(mine.samples + theirs.samples)
@@ -78,7 +78,7 @@ class Statistics:
             for name, array in sorted(self._measured[request.key].arrays().items()):
                 arrays[f"{index}.{name}"] = array
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         replace_file(path, buffer.getvalue())
 
 

@@ -28,7 +28,11 @@ REPORT = Report(
         cosine=0.99,
         agreement=0.95,
         top1=Scores(float_=0.9, quantized=0.88, drop=0.02),
-        outputs={"logits": OutputAccuracy(sqnr=25.0), "a.b/c": OutputAccuracy(sqnr=30.0), "ids": OutputAccuracy(equal=0.5)},
+        outputs={
+            "logits": OutputAccuracy(sqnr=25.0),
+            "a.b/c": OutputAccuracy(sqnr=30.0),
+            "ids": OutputAccuracy(equal=0.5),
+        },
     ),
     kernels=KernelFacts(integer=7, float_=1, integer_share=0.875, by_kernel={"QLinearConv": 7, "Conv": 1}),
     seconds=Seconds(total=3.5),
@@ -74,7 +78,15 @@ def test_opposite_comparisons_disagree(value: float, limit: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "size.ratio", "size.ratio <=", "<= 0.3", "size.ratio = 0.3", "size.ratio =< 0.3", "0.3 >= size.ratio >= 0.1"],
+    [
+        "",
+        "size.ratio",
+        "size.ratio <=",
+        "<= 0.3",
+        "size.ratio = 0.3",
+        "size.ratio =< 0.3",
+        "0.3 >= size.ratio >= 0.1",
+    ],
 )
 def test_malformed(text: str) -> None:
     with pytest.raises(UsageError, match="is not a path, a comparison and a number") as caught:
@@ -104,7 +116,9 @@ def test_a_wrong_path_is_found_before_the_work(path: str, hint: str) -> None:
     assert caught.value.hint == hint
 
 
-@pytest.mark.parametrize("path", ["accuracy", "accuracy.top1", "kernels.by_kernel", "model.path", "gates", "status", "."])
+@pytest.mark.parametrize(
+    "path", ["accuracy", "accuracy.top1", "kernels.by_kernel", "model.path", "gates", "status", "."]
+)
 def test_what_is_no_number_cannot_be_a_gate(path: str) -> None:
     with pytest.raises(UsageError, match="has no number"):
         check_gates([f"{path} <= 1"])

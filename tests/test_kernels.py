@@ -28,9 +28,13 @@ def runtime_node(op: str, name: str = "", **options: object) -> RuntimeNode:
     return RuntimeNode(op=op, name=name, **{**base, **options})  # type: ignore[arg-type]
 
 
-def save(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, Array], shapes: dict[str, list[object]]) -> Path:
+def save(
+    path: Path, nodes: list[onnx.NodeProto], weights: dict[str, Array], shapes: dict[str, list[object]]
+) -> Path:
     """A model of float inputs and outputs; `shapes` names the inputs first, then the one output."""
-    *inputs, output = (helper.make_tensor_value_info(key, TensorProto.FLOAT, dims) for key, dims in shapes.items())
+    *inputs, output = (
+        helper.make_tensor_value_info(key, TensorProto.FLOAT, dims) for key, dims in shapes.items()
+    )
     constants = [numpy_helper.from_array(value, key) for key, value in weights.items()]
     graph = helper.make_graph(nodes, "g", inputs, [output], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -157,9 +161,16 @@ def test_layers_inside_branches_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_model_without_layers_has_no_integer_share(tmp_path: Path) -> None:
-    path = save(tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, {"x": [1, 4], "y": [1, 4]})
+    path = save(
+        tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, {"x": [1, 4], "y": [1, 4]}
+    )
     found = read_kernels(path, load_model(path), {"x": np.ones((1, 4), np.float32)})
-    assert (found.integer, found.float_nodes, found.integer_share, found.by_kernel) == (0, 0, 0.0, {"Relu": 1})
+    assert (found.integer, found.float_nodes, found.integer_share, found.by_kernel) == (
+        0,
+        0,
+        0.0,
+        {"Relu": 1},
+    )
 
 
 def test_a_file_that_does_not_load_is_a_runtime_failure(tmp_path: Path) -> None:
@@ -225,7 +236,9 @@ def test_shapes_of_the_sample_decide_the_share(tmp_path: Path) -> None:
         helper.make_node("Transpose", ["h"], ["t"], "turn"),
         helper.make_node("MatMul", ["h", "t"], ["y"], "scores"),
     ]
-    path = save(tmp_path / "m.onnx", nodes, {"w": np.eye(16, dtype=np.float32)}, {"x": ["n", 16], "y": ["n", "n"]})
+    path = save(
+        tmp_path / "m.onnx", nodes, {"w": np.eye(16, dtype=np.float32)}, {"x": ["n", 16], "y": ["n", "n"]}
+    )
     for length, share in ((4, 0.8), (64, 0.2)):
         found = read_kernels(path, load_model(path), {"x": np.ones((length, 16), np.float32)})
         assert {node.node: node.mac_share for node in found.stayed_float}["layer"] == pytest.approx(share)

@@ -25,7 +25,9 @@ Build = Callable[..., Path]
 
 
 def compare(left: Path | bytes, right: Path | bytes, samples: Iterable[Sample], **options: Any) -> Validation:
-    return validate(ValidateJob(float_model=left, compressed=right, samples=samples, **{"latency": None, **options}))
+    return validate(
+        ValidateJob(float_model=left, compressed=right, samples=samples, **{"latency": None, **options})
+    )
 
 
 def rows(*values: list[float], label: int | None = None) -> list[Sample]:
@@ -40,7 +42,11 @@ def build(tmp_path: Path) -> Build:
     """Writes a model of the input x [n, size] from nodes, with an output for each (name, type)."""
 
     def write(
-        name: str, nodes: list[onnx.NodeProto], outputs: dict[str, int], weights: dict[str, Array] | None = None, size: int = 2
+        name: str,
+        nodes: list[onnx.NodeProto],
+        outputs: dict[str, int],
+        weights: dict[str, Array] | None = None,
+        size: int = 2,
     ) -> Path:
         graph = helper.make_graph(
             nodes,
@@ -62,7 +68,9 @@ def scaled(build: Build) -> Callable[[str, float], Path]:
 
     def write(name: str, factor: float) -> Path:
         weights = {"factor": np.array([factor], np.float32)}
-        return build(name, [helper.make_node("Mul", ["x", "factor"], ["y"])], {"y": TensorProto.FLOAT}, weights)
+        return build(
+            name, [helper.make_node("Mul", ["x", "factor"], ["y"])], {"y": TensorProto.FLOAT}, weights
+        )
 
     return write
 
@@ -145,7 +153,9 @@ def test_progress_and_warnings_reach_the_watch(scaled: Callable[[str, float], Pa
     seen: list[tuple[int, int]] = []
     watch = Watch(on_progress=lambda _, done, total: seen.append((done, total)))
     samples = rows([1, 2], [3, 4])
-    job = ValidateJob(float_model=scaled("a", 1), compressed=scaled("b", np.inf), samples=samples, latency=None)
+    job = ValidateJob(
+        float_model=scaled("a", 1), compressed=scaled("b", np.inf), samples=samples, latency=None
+    )
     result = validate(job, watch)
     assert seen == [(1, 2), (2, 2)]
     assert watch.warnings == list(result.warnings) != []
@@ -202,7 +212,11 @@ def test_outputs_that_are_not_float_count_equal_elements(build: Build) -> None:
         return build(name, nodes, kinds, {"factor": np.array([factor], np.float32)})
 
     accuracy = compare(decided("a", 1.0), decided("b", 2.0), rows([0, 3], [0, 0])).accuracy
-    assert {name: output.equal for name, output in accuracy.outputs.items()} == {"ids": 0.75, "flags": 1.0, "words": 0.75}
+    assert {name: output.equal for name, output in accuracy.outputs.items()} == {
+        "ids": 0.75,
+        "flags": 1.0,
+        "words": 0.75,
+    }
     assert (accuracy.sqnr, accuracy.cosine, accuracy.agreement) == (None, None, None)
 
 
@@ -219,7 +233,9 @@ def test_nan_from_the_compressed_model_is_the_worst_result_and_a_warning(build: 
     assert result.accuracy.sqnr == -200.0
     assert result.accuracy.cosine == -1.0
     assert result.accuracy.agreement == pytest.approx(1 / 3)
-    assert result.warnings == ("the compressed model's output 'y' holds NaN or Inf for 2 of 3 samples, first '1.npz'",)
+    assert result.warnings == (
+        "the compressed model's output 'y' holds NaN or Inf for 2 of 3 samples, first '1.npz'",
+    )
     msgspec.json.decode(msgspec.json.encode(result.accuracy))
 
 
@@ -235,7 +251,9 @@ def test_outputs_of_another_shape_are_the_worst_result(build: Build) -> None:
 @pytest.mark.parametrize("label", [-1, 10])
 def test_a_label_that_is_no_class_names_the_sample(label: int) -> None:
     sample = msgspec.structs.replace(first_sample("mlp"), label=label)
-    with pytest.raises(InputError, match=rf"{sample.file}: label {label} is none of the model's classes, 0 to 9"):
+    with pytest.raises(
+        InputError, match=rf"{sample.file}: label {label} is none of the model's classes, 0 to 9"
+    ):
         compare(model_path("mlp"), model_path("mlp"), [sample])
 
 
@@ -265,9 +283,13 @@ def test_reasons_come_from_the_plan_where_it_has_one(quantized_gru: Path) -> Non
     [kept] = compare(model_path("gru"), quantized_gru, samples).kernels.kept_float
     assert (kept.node, kept.op, kept.reason) == ("/gru", "GRU", "onnxruntime runs it as a float GRU")
     for key in ("/gru", "/gru_output"):
-        [kept] = compare(model_path("gru"), quantized_gru, samples, reasons={key: "too dear"}).kernels.kept_float
+        [kept] = compare(
+            model_path("gru"), quantized_gru, samples, reasons={key: "too dear"}
+        ).kernels.kept_float
         assert kept.reason in ("too dear", "onnxruntime runs it as a float GRU")
-    [kept] = compare(model_path("gru"), quantized_gru, samples, reasons={"/gru": "too dear"}).kernels.kept_float
+    [kept] = compare(
+        model_path("gru"), quantized_gru, samples, reasons={"/gru": "too dear"}
+    ).kernels.kept_float
     assert kept.reason == "too dear"
 
 

@@ -27,7 +27,8 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         steps, zero = self._parameters(graph, value.name or "", scale)
         attributes = {} if scale.axis is None else {"axis": scale.axis}
         inputs = [stored, steps] if scale.dtype == "int32" else [stored, steps, zero]
-        node = make_node("DequantizeLinear", inputs, name=f"{value.name}_dq", output=f"{value.name}_dq", attributes=attributes)
+        name = f"{value.name}_dq"
+        node = make_node("DequantizeLinear", inputs, name=name, output=name, attributes=attributes)
         insert_before(reader, node, graph)
         return node.outputs[0]
 

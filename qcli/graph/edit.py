@@ -38,9 +38,8 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
     """A new constant under a name that is free; `name` gets a number if it is taken."""
     unique = _free_name(graph, name)
-    value = ir.Value(name=unique, const_value=ir.tensor(np.require(array, requirements="C"), name=unique, dtype=dtype))
-    value.shape = ir.Shape(array.shape)
-    value.dtype = value.const_value.dtype if value.const_value is not None else None
+    tensor = ir.tensor(np.require(array, requirements="C"), name=unique, dtype=dtype)
+    value = ir.Value(name=unique, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
 

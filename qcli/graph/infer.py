@@ -30,8 +30,8 @@ def concrete_shapes(model: Model, feeds: Mapping[str, Array]) -> dict[str, tuple
     """The shapes of all values when the inputs have the shapes of `feeds`, where inference can tell."""
     bound = model.copy()
     for value in bound.graph.inputs:
-        if value.name in feeds:
-            value.shape = ir.Shape(feeds[value.name].shape)
+        if (feed := feeds.get(value.name or "")) is not None:
+            value.shape = ir.Shape(feed.shape)
     for node in bound.graph:
         for value in node.outputs:
             if not value.is_graph_output():

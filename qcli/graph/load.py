@@ -47,9 +47,10 @@ def _parse(path: Path, content: bytes) -> onnx.ModelProto:
     if content.startswith(_LFS_POINTER):
         raise InputError(f"model '{path}' is a Git LFS pointer, not a model", "run 'git lfs pull' to fetch the file")
     try:
-        proto = onnx.ModelProto.FromString(content)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(content)
     except DecodeError as error:
-        raise InputError(f"model '{path}' is not an ONNX file, or is cut short", "export or download it again") from error
+        problem = f"model '{path}' is not an ONNX file, or is cut short"
+        raise InputError(problem, "export or download it again") from error
     if not proto.HasField("graph") or not proto.graph.output:
         raise InputError(f"model '{path}' holds no graph with outputs", "export or download it again")
     return proto

@@ -67,7 +67,7 @@ class Model:
         for name in extra_outputs:
             if name not in present:
                 proto.graph.output.append(types.get(name, onnx.ValueInfoProto(name=name)))
-        return proto.SerializeToString(deterministic=True)
+        return bytes(proto.SerializeToString(deterministic=True))
 
     def constant_part(self, nodes: Sequence[Node], outputs: Sequence[str]) -> bytes:
         """The given nodes, which read constants alone, as a model of their own."""
@@ -76,12 +76,13 @@ class Model:
         proto.graph.name = "constants"
         proto.graph.node.extend(ir.to_proto(node) for node in nodes)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        needed = {value.name: value for node in nodes for value in node.inputs if value is not None and value.const_value}
-        for name, value in needed.items():
-            tensor = ir.to_proto(value.const_value)
-            tensor.name = name
-            proto.graph.initializer.append(tensor)
-        return proto.SerializeToString()
+        needed = {value.name or "": value.const_value for node in nodes for value in node.inputs if value is not None}
+        for name, constant in needed.items():
+            if constant is not None:
+                tensor = ir.to_proto(constant)
+                tensor.name = name
+                proto.graph.initializer.append(tensor)
+        return bytes(proto.SerializeToString())
 
     def remove_unused(self) -> bool:
         """Drops nodes and weights that no output needs; True if there were any."""
@@ -103,9 +104,8 @@ class Model:
         return sum(1 for _ in self.nodes())
 
     def parameter_count(self) -> int:
-        return sum(
-            value.const_value.size for graph in self._graphs() for value in graph.initializers.values() if value.const_value
-        )
+        values = (value for graph in self._graphs() for value in graph.initializers.values())
+        return sum(value.const_value.size for value in values if value.const_value is not None)
 
     def _graphs(self) -> Iterator[Graph]:
         yield self.graph

@@ -31,7 +31,12 @@ PROBED = (
 
 _OPSET = 20
 
-_WEIGHTS: dict[str, tuple[int, ...]] = {"Conv": (8, 8, 3, 3), "ConvTranspose": (8, 8, 3, 3), "MatMul": (8, 8), "Gemm": (8, 8)}
+_WEIGHTS: dict[str, tuple[int, ...]] = {
+    "Conv": (8, 8, 3, 3),
+    "ConvTranspose": (8, 8, 3, 3),
+    "MatMul": (8, 8),
+    "Gemm": (8, 8),
+}
 
 _ATTRIBUTES: dict[str, dict[str, Any]] = {
     "Concat": {"axis": 1},
@@ -69,7 +74,9 @@ def kernel_probe(op: str) -> bytes:
         reads.append("gain")
     nodes.append(helper.make_node(op, reads, ["y_real"], name=op, **_ATTRIBUTES.get(op, {})))
     nodes.append(helper.make_node("QuantizeLinear", ["y_real", "scale", "zero"], ["y"]))
-    inputs = [helper.make_tensor_value_info(name, TensorProto.UINT8, size) for name in ("x", "x2")[: 1 + ("x2_real" in reads)]]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.UINT8, size) for name in ("x", "x2")[: 1 + ("x2_real" in reads)]
+    ]
     result = helper.make_tensor_value_info("y", TensorProto.UINT8, [None] * len(size))
     graph = helper.make_graph(nodes, "probe", inputs, [result], constants)
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=9)

@@ -39,10 +39,9 @@ class Squant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def _exact(weight: FloatArray, scale: Scale) -> npt.NDArray[np.float64]:
     """Where each weight lies between the codes, float64."""
-    steps = broadcast(scale.scale, weight.ndim, scale.axis)
-    zero = broadcast(scale.zero_point, weight.ndim, scale.axis)
-    exact: npt.NDArray[np.float64] = weight.astype(np.float64) / steps + zero
-    return exact
+    steps = broadcast(scale.scale, weight.ndim, scale.axis).astype(np.float64)
+    zero = broadcast(scale.zero_point, weight.ndim, scale.axis).astype(np.float64)
+    return np.asarray(weight / steps + zero, np.float64)
 
 
 def _round_block(exact: npt.NDArray[np.float64], scale: Scale) -> npt.NDArray[np.float64]:
@@ -50,14 +49,12 @@ def _round_block(exact: npt.NDArray[np.float64], scale: Scale) -> npt.NDArray[np
     clipped = exact.clip(scale.lowest, scale.highest)
     codes = np.rint(clipped)
     codes = _cancel(codes, clipped)
-    channels, kernels, elements = codes.shape
+    channels, _, elements = codes.shape
     flat = _cancel(codes.reshape(channels, 1, -1), clipped.reshape(channels, 1, -1), spread=elements)
     return flat.reshape(codes.shape)
 
 
-def _cancel(
-    codes: npt.NDArray[np.float64], exact: npt.NDArray[np.float64], spread: int = 0
-) -> npt.NDArray[np.float64]:
+def _cancel(codes: npt.NDArray[np.float64], exact: npt.NDArray[np.float64], spread: int = 0) -> npt.NDArray[np.float64]:
     """Turns elements along the last axis until the sum of the errors is within half a step.
 
     An element may only go to the other one of its two neighbouring levels. With `spread`, at most one element of
@@ -74,7 +71,7 @@ def _cancel(
     ranked = np.argsort(np.where(turnable, -gain, 1.0), axis=-1, kind="stable")
     rank = np.empty_like(ranked)
     np.put_along_axis(rank, ranked, np.broadcast_to(np.arange(codes.shape[-1]), codes.shape), axis=-1)
-    return codes - direction * ((rank < turns) & turnable)
+    return np.asarray(codes - direction * ((rank < turns) & turnable), np.float64)
 
 
 def _best_of_run(gain: npt.NDArray[np.float64], length: int) -> npt.NDArray[np.bool_]:

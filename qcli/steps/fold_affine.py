@@ -1,6 +1,6 @@
 """A Mul or Add by constants, one for each channel, becomes part of the layer in front of it.
 
-    (W x + b) * f + a:   W' = W * f,   b' = b * f + a
+(W x + b) * f + a:   W' = W * f,   b' = b * f + a
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """BatchNormalization becomes part of the layer in front of it.
 
-    BN(W x + b) = gamma / sqrt(var + eps) * (W x + b - mean) + beta
-    W' = W * factor          factor = gamma / sqrt(var + eps), along the output channels of W
-    b' = (b - mean) * factor + beta
+BN(W x + b) = gamma / sqrt(var + eps) * (W x + b - mean) + beta
+W' = W * factor          factor = gamma / sqrt(var + eps), along the output channels of W
+b' = (b - mean) * factor + beta
 """
 
 from __future__ import annotations

@@ -1,0 +1,204 @@
+"""How results look on a terminal; what is not a terminal gets the same text unfolded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from qcli.check import Findings
+    from qcli.cookbook import Presets
+    from qcli.doctor import Diagnosis
+    from qcli.inspect import Inspection
+    from qcli.latency import BenchReport
+    from qcli.recipe import Recipe
+    from qcli.statistics import Header
+    from qcli.types import Grid, Plan
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    rows = [
+        (entry.site.value, entry.site.role.value, entry.site.op, _grid(entry.grid), _spec(entry.range), entry.because)
+        for entry in plan.entries
+    ]
+    console.print(_table(("value", "role", "operator", "grid", "range", "because"), rows))
+    if plan.kept_float:
+        console.print("\nstays float")
+        kept = [(item.name or item.node, item.op, item.reason) for item in plan.kept_float]
+        console.print(_table(("node", "operator", "why"), kept))
+    console.print(f"\n{len(plan.entries)} sites, {len(plan.ties)} ties, {len(plan.kept_float)} nodes stay float")
+
+
+def show_statistics(header: Header, console: Console) -> None:
+    values = len({request.value for request in header.requests})
+    rows = [
+        ("samples", f"{header.samples}"),
+        ("values", f"{values}"),
+        ("model", header.model_sha256[:16]),
+        ("recipe", header.recipe_sha256[:16]),
+    ]
+    console.print(_facts(rows))
+
+
+def show_inspection(seen: Inspection, console: Console) -> None:
+    facts = seen.model
+    rows = [
+        ("model", facts.path),
+        ("opset", f"{facts.opset}"),
+        *(("input", f"{spec.name}  {spec.dtype} {_shape(spec.shape)}") for spec in seen.inputs),
+        *(("output", name) for name in seen.outputs),
+        ("operators", _counts(seen.operators)),
+        ("parameters", f"{facts.parameters:,}"),
+        ("bytes", f"{facts.bytes:,}"),
+        *((f"  {dtype}", f"{size:,}") for dtype, size in seen.weight_bytes.items()),
+        ("  graph", f"{seen.graph_bytes:,}"),
+        ("Q/DQ", f"{seen.quantize_nodes} QuantizeLinear, {seen.dequantize_nodes} DequantizeLinear"),
+    ]
+    if seen.multiply_accumulates is not None:
+        rows.append(("work", f"{seen.multiply_accumulates:,} multiply-accumulates for one sample"))
+    if seen.kernels is not None:
+        rows.append(("kernels", f"{seen.kernels.integer} integer, {seen.kernels.float_} float"))
+        rows.append(("runs as", _counts(seen.kernels.by_kernel)))
+    else:
+        rows.append(("kernels", seen.problem))
+    console.print(_facts(rows))
+
+
+def show_findings(findings: Findings, console: Console) -> None:
+    for problem in findings.problems:
+        console.print(f"{problem.level}: {problem.place}: {problem.message}", soft_wrap=True)
+        if problem.hint:
+            console.print(f"  hint: {problem.hint}", soft_wrap=True)
+    counts = Counter(problem.level for problem in findings.problems)
+    console.print(f"{counts['error']} errors, {counts['warning']} warnings")
+
+
+def show_bench(report: BenchReport, console: Console) -> None:
+    rows = [
+        (row.path, f"{row.bytes:,}", f"{row.ms:.3f}", f"{row.spread_ms:.3f}", f"{row.speedup:.2f}x")
+        for row in report.models
+    ]
+    console.print(_table(("model", "bytes", "ms", "spread", "speed"), rows))
+    samples = ", made-up samples of one row" if report.invented_samples else ""
+    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    console.print(f"\n{report.rounds} rounds, {threads}{samples}")
+
+
+def show_diagnosis(seen: Diagnosis, console: Console) -> None:
+    facts = seen.environment
+    console.print(
+        _facts(
+            [
+                ("qcli", facts.qcli),
+                ("onnxruntime", facts.onnxruntime),
+                ("onnx", facts.onnx),
+                ("numpy", facts.numpy),
+                ("python", facts.python),
+                ("platform", seen.platform),
+                ("cpu", f"{facts.cpu}, {seen.cores} cores usable, {facts.isa}"),
+            ]
+        )
+    )
+    console.print()
+    console.print(_table(("operator", "integer kernel"), [(one.op, one.kernel or "none") for one in seen.kernels]))
+    for note in seen.notes:
+        console.print(f"\nnote: {note}", soft_wrap=True)
+
+
+def show_presets(presets: Presets, console: Console) -> None:
+    console.print(_facts([(preset.name, preset.description) for preset in presets.presets]))
+
+
+def show_recipe(recipe: Recipe, console: Console) -> None:
+    origins = recipe.origins
+    rows = [
+        ("name", recipe.name, ""),
+        ("description", recipe.description, origins.get("description", "default")),
+        ("target", _spec(recipe.target), origins.get("target", "default")),
+        *((f"samples.{key}", value, origins.get(f"samples.{key}", "default")) for key, value in _samples(recipe)),
+        ("prepare", ", ".join(map(_spec, recipe.prepare)), origins.get("prepare", "default")),
+        *(("rule", _rule(sourced.rule), sourced.origin) for sourced in recipe.rules),
+        ("finish", ", ".join(map(_spec, recipe.finish)), origins.get("finish", "default")),
+        *(("gate", gate, origins.get(f"gates[{gate}]", "")) for gate in recipe.gates),
+    ]
+    console.print(_table(("key", "value", "from"), rows))
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    from rich.table import Table
+
+    table = Table(*head, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _facts(rows: list[tuple[str, str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows:
+        table.add_row(key, value)
+    return table
+
+
+def _grid(grid: Grid) -> str:
+    """As in `int8 symmetric channel 0`."""
+    words = [grid.format, "symmetric" if grid.symmetric else "asymmetric", grid.granularity]
+    words += [f"{grid.axis}"] if grid.axis is not None else []
+    words += [f"{grid.bits} bits"] if grid.bits is not None else []
+    return " ".join(words)
+
+
+def _spec(spec: Any) -> str:
+    """A plug-in with its options, as in `percentile(keep=99.9)`."""
+    if isinstance(spec, str):
+        return spec
+    name, given = next(iter(spec.items()))
+    inside = ", ".join(f"{key}={value}" for key, value in (given or {}).items())
+    return f"{name}({inside})" if inside else name
+
+
+def _samples(recipe: Recipe) -> list[tuple[str, str]]:
+    """The stated values of both sample sources, by key."""
+    import msgspec
+
+    sources: dict[str, dict[str, Any]] = msgspec.to_builtins(recipe.samples)
+    return [
+        (f"{kind}.{key}", f"{value}")
+        for kind, source in sources.items()
+        for key, value in source.items()
+        if value is not None
+    ]
+
+
+def _rule(rule: Any) -> str:
+    """A rule on one line, without what it leaves open."""
+    import msgspec
+
+    stated = {key: value for key, value in msgspec.to_builtins(rule).items() if value is not None}
+    stated["match"] = {key: value for key, value in stated["match"].items() if value is not None} or "everything"
+    return "  ".join(f"{key}: {_flat(value)}" for key, value in stated.items())
+
+
+def _flat(value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"{value}"
+    return "{" + ", ".join(f"{key}: {_flat(inner)}" for key, inner in value.items() if inner is not None) + "}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _shape(shape: tuple[int | None, ...] | None) -> str:
+    if shape is None:
+        return "of unknown rank"
+    return "[" + ", ".join("?" if size is None else f"{size}" for size in shape) + "]"
