@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qcli.check import check_job as check_job
-    from qcli.side_by_side import CompareJob as CompareJob
-    from qcli.side_by_side import compare_models as compare_models
     from qcli.doctor import examine as examine
     from qcli.errors import InputError as InputError
     from qcli.errors import NothingToDoError as NothingToDoError
@@ -35,6 +33,8 @@ if TYPE_CHECKING:
     from qcli.plan import make_plan as make_plan
     from qcli.recipe import load_recipe as load_recipe
     from qcli.report import Report as Report
+    from qcli.side_by_side import CompareJob as CompareJob
+    from qcli.side_by_side import compare_models as compare_models
     from qcli.stages import make_plan_file as make_plan_file
     from qcli.stages import make_statistics_file as make_statistics_file
     from qcli.stages import merge_statistics as merge_statistics
@@ -72,7 +72,7 @@ _HOMES = {
 
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME_OF, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_HOME_OF, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -13,18 +13,21 @@ from qcli.dataset import Dataset
 from qcli.dataset import Problem as SampleProblem
 from qcli.errors import QcliError
 from qcli.gates import parse_gate
-from qcli.graph import Model, load_model, normalize_graph
+from qcli.graph import Model, load_model
 from qcli.job import QuantizeJob
+from qcli.matching import RuleBook
 from qcli.plan import make_plan, refuse_quantized, required_opset
+from qcli.prepare import prepare
 from qcli.recipe import Recipe, SampleSource, load_recipe
 from qcli.sources import SampleStream, open_source
 from qcli.types import Noun
+from qcli.watch import Watch
 
 T = TypeVar("T")
 
 
 class Problem(Noun, frozen=True, kw_only=True):
-    """One thing to mend: an `error` stops the work, a `warning` does not. `place` is a file or a part of the job."""
+    """One thing to mend: an `error` stops the work, a `warning` does not. `place` is a part of the job."""
 
     level: Literal["error", "warning"]
     place: str
@@ -61,15 +64,16 @@ class _Notes:
 
 
 def check_job(job: QuantizeJob) -> Findings:
-    """Looks at the model, the recipe, their match, the gates and every sample. Nothing is run and nothing written."""
+    """Looks at the model, the recipe, their match, the gates and every sample. Writes and raises nothing."""
     notes = _Notes()
     model = notes.attempt("model", lambda: load_model(job.model))
     recipe = notes.attempt("recipe", lambda: load_recipe(job.recipe, job.settings))
     if model is not None:
-        quantizable = notes.attempt("model", lambda: refuse_quantized(model) or True)
-        if quantizable and recipe is not None:
-            notes.attempt("plan", lambda: make_plan(_normal(model), recipe))
+        found = len(notes.problems)
+        notes.attempt("model", lambda: refuse_quantized(model))
+        if len(notes.problems) == found and recipe is not None:
             _check_opset(model, recipe, notes)
+            _check_plan(model, recipe, notes)
     for gate in (*(recipe.gates if recipe is not None else ()), *job.gates):
         notes.attempt("gates", lambda text=gate: parse_gate(text))  # type: ignore[misc]
     if model is not None:
@@ -78,11 +82,18 @@ def check_job(job: QuantizeJob) -> Findings:
     return Findings(status="failed" if failed else "passed", problems=tuple(notes.problems))
 
 
-def _normal(model: Model) -> Model:
-    """The model as rules see it: original names are kept, so rules that match nothing are found."""
-    copy = model.copy()
-    normalize_graph(copy)
-    return copy
+def _check_plan(model: Model, recipe: Recipe, notes: _Notes) -> None:
+    """Each rule of the user's on its own, then what the good ones come to together."""
+    prepared = notes.attempt("model", lambda: prepare(model, required_opset(recipe), recipe.prepare, None, Watch()))
+    if prepared is None:
+        return
+    good = []
+    for rule in recipe.rules:
+        alone = msgspec.structs.replace(recipe, rules=(rule,))
+        if notes.attempt("recipe", lambda one=alone: RuleBook(prepared, one)) is not None:  # type: ignore[misc]
+            good.append(rule)
+    usable = msgspec.structs.replace(recipe, rules=tuple(good))
+    notes.attempt("plan", lambda: make_plan(prepared, usable))
 
 
 def _check_opset(model: Model, recipe: Recipe, notes: _Notes) -> None:

@@ -36,9 +36,7 @@ class Comparison:
 
     def update(self, reference: Mapping[str, Any], result: Mapping[str, Any], sample: Sample) -> None:
         if self.samples == 0:
-            self._outputs = {
-                name: _Floats() if is_float(value) else _Others() for name, value in reference.items()
-            }
+            self._outputs = {name: _Floats() if is_float(value) else _Others() for name, value in reference.items()}
             self._classes = next((name for name, value in reference.items() if _is_scores(value)), None)
         self.samples += 1
         self._labelled = self._labelled or sample.label is not None
@@ -104,9 +102,7 @@ class _Floats:
             metric.update(reference, result)
 
     def accuracy(self) -> OutputAccuracy:
-        return OutputAccuracy(
-            sqnr=self._sqnr.value(), cosine=self._cosine.value(), max_abs=self._max_abs.value()
-        )
+        return OutputAccuracy(sqnr=self._sqnr.value(), cosine=self._cosine.value(), max_abs=self._max_abs.value())
 
 
 class _Others:
@@ -180,9 +176,7 @@ class OptimizationCheck:
                 f"({found.sqnr:.1f} dB): 8-bit products saturate on this processor, or a fusion is wrong"
             )
 
-    def _compare(
-        self, reference: Mapping[str, Any], result: Mapping[str, Any], written: Mapping[str, Any]
-    ) -> None:
+    def _compare(self, reference: Mapping[str, Any], result: Mapping[str, Any], written: Mapping[str, Any]) -> None:
         for name, value in written.items():
             same_shape = is_float(value) and value.shape == result[name].shape == reference[name].shape
             if same_shape and np.isfinite(value).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ extends: int8            # a preset (qcli recipe list) or a path; what stands be
 # rules:                 # the last rule that says something about a site counts
 #   - {{match: {{role: input}}, range: {{percentile: {{keep: 99.999}}}}}}
 {rules}
+
 # gates:                 # conditions on the report; the exit code is 1 if one fails
 #   - accuracy.top1.drop <= 0.01
 #   - size.ratio <= 0.30
@@ -59,10 +61,10 @@ def check_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
     return recipe
 
 
-def recipe_schema() -> str:
+def recipe_schema() -> bytes:
     """The JSON schema of a recipe file."""
     schema = msgspec.json.encode(msgspec.json.schema(RecipeFile))
-    return msgspec.json.format(schema, indent=2).decode() + "\n"
+    return msgspec.json.format(schema, indent=2) + b"\n"
 
 
 def write_starter(model: Path | None = None, output: Path | None = None) -> str:
@@ -87,11 +89,12 @@ def starter(model: Path | None) -> str:
 
     graph = load_model(model)
     layers = [node for node in graph.nodes() if node.op_type in LAYERS]
-    counts = ", ".join(f"{sum(node.op_type == op for node in layers)} {op}" for op in LAYERS)
+    counted = Counter(node.op_type for node in layers)
+    counts = ", ".join(f"{count} {op}" for op, count in counted.most_common()) or "no layers with weights"
     edges = dict.fromkeys(node.name or "" for node in (*layers[:2], *layers[-2:]) if node.name)
     names = list(edges)[:_MOST_LAYERS]
     lines = [f"#   - {{match: {{name: {_quoted(name)}}}, keep: float}}" for name in names]
-    title = f"A recipe for {_one_line(model.name)}: {counts}. The first and last layers are often the sensitive ones."
+    title = f"A recipe for {_one_line(model.name)}: {counts}. The first and last are often the sensitive ones."
     return _STARTER.format(title=title, rules="\n".join(lines) or "#   - {match: {op: Conv}, keep: float}")
 
 

@@ -18,8 +18,8 @@ _CONVERTS = "DequantizeLinear"
 
 _NOTES = {
     "avx2": (
-        "two 8-bit products are added in 16 bits here and may saturate: qcli keeps weights that sit next to each other "
-        "from both being large; for models that will run elsewhere set target: {ort_cpu: {isa: vnni}}"
+        "two 8-bit products are added in 16 bits here and may saturate: qcli keeps weights that sit next to "
+        "each other from both being large; for models that run elsewhere set target: {ort_cpu: {isa: vnni}}"
     ),
     "vnni": (
         "8-bit products are added in 32 bits here; for models that will run on processors without VNNI "
@@ -30,7 +30,7 @@ _NOTES = {
 
 
 class ProbedKernel(Noun, frozen=True, kw_only=True):
-    """What onnxruntime makes of one operator between QuantizeLinear and DequantizeLinear; "" if it stays float."""
+    """The integer kernel that onnxruntime has for a quantized operator; "" if it stays float."""
 
     op: str
     kernel: str

@@ -39,12 +39,12 @@ def write_error(path: Path, error: OSError) -> QcliError:
 
 def check_writable(path: Path) -> None:
     """Fails before the work, not after it. Raises UsageError."""
-    if path.is_dir():
-        raise UsageError(f"output '{path}' is a folder", "name the file to write")
-    if not path.parent.is_dir():
-        raise UsageError(f"the folder of '{path}' does not exist", f"create it: mkdir -p '{path.parent}'")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.is_dir():
+            raise UsageError(f"output '{path}' is a folder", "name the file to write")
+        if not path.parent.is_dir():
+            raise UsageError(f"the folder of '{path}' does not exist", f"create it: mkdir -p '{path.parent}'")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         partial.touch()
         partial.unlink()
     except OSError as error:

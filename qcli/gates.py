@@ -76,12 +76,8 @@ def parse_gate(text: str) -> Gate:
         )
     path = match["path"]
     if not any(_matches(path, known) for known in known_paths()):
-        raise UsageError(
-            f"gate '{text}': the report has no number '{path}'", did_you_mean(path, _shown_paths())
-        )
-    return Gate(
-        text=text.strip(), path=path, comparison=match["comparison"], limit=_number(text, match["number"])
-    )
+        raise UsageError(f"gate '{text}': the report has no number '{path}'", did_you_mean(path, _shown_paths()))
+    return Gate(text=text.strip(), path=path, comparison=match["comparison"], limit=_number(text, match["number"]))
 
 
 def evaluate(gates: Sequence[Gate], report: Report) -> tuple[GateResult, ...]:
@@ -126,9 +122,7 @@ def _unmeasured(gate: Gate, data: Mapping[str, Any]) -> UsageError:
         word = gate.path.removeprefix("accuracy.outputs.").rpartition(".")
         if word[0] in outputs:
             return UsageError(f"gate '{gate.text}': '{word[2]}' is not defined for the output '{word[0]}'")
-        return UsageError(
-            f"gate '{gate.text}': there is no output '{word[0]}'", did_you_mean(word[0], outputs)
-        )
+        return UsageError(f"gate '{gate.text}': there is no output '{word[0]}'", did_you_mean(word[0], outputs))
     for need, hint in _needs(gate.path if data.get("accuracy") else gate.path.partition(".")[0]):
         return UsageError(f"gate '{gate.text}' needs {need}", hint)
     return UsageError(f"gate '{gate.text}': '{gate.path}' was not measured in this run", "leave the gate out")

@@ -33,9 +33,9 @@ class KernelCounts(Noun, frozen=True, kw_only=True):
 class Inspection(Noun, frozen=True, kw_only=True):
     """The facts of one model file.
 
-    `weight_bytes` are by dtype, `graph_bytes` is the rest of the file. `multiply_accumulates` are those of one
-    sample, free axes of size one; null where shapes cannot be inferred. `kernels` is null, and `problem` says why,
-    if onnxruntime cannot load the model.
+    `weight_bytes` are by dtype, `graph_bytes` is the rest of the file. `multiply_accumulates` are those of
+    one sample, free axes of size one; null where shapes cannot be inferred. `kernels` is null, and `problem`
+    says why, if onnxruntime cannot load the model.
     """
 
     schema: int = 1

@@ -118,7 +118,7 @@ def _stayed_float(pairs: dict[Node, list[RuntimeNode]], work: dict[Node, int]) -
     for node, running in pairs.items():
         if _all_integer(running):
             continue
-        output = node.outputs[0].name or ""
+        output = next((value.name for value in node.outputs if value.name), "")
         yield FloatKernel(
             node=original_name(node) or output,
             output=output,

@@ -53,6 +53,11 @@ class Latency(Noun, frozen=True, kw_only=True):
     rounds: int
     threads: int
 
+    @property
+    def steady(self) -> bool:
+        """False if half of some model's runs lie further apart than its median: the machine was busy."""
+        return all(timing.spread_ms <= timing.median_ms for timing in self.timings)
+
 
 class BenchRow(Noun, frozen=True, kw_only=True):
     """One model of a comparison; `speedup` is relative to the first model."""
@@ -117,18 +122,18 @@ def bench(
     """
     if not models:
         raise UsageError("there is no model to measure", "name one or more .onnx files")
-    loaded = [load_model(path) for path in models]
-    given = list(feeds) or [made_up_feeds(loaded[0].inputs())]
+    inputs = [load_model(path).inputs() for path in models]
+    given = list(feeds) or [made_up_feeds(inputs[0])]
     latency = measure([Session(path, threads=threads) for path in models], given, threads, effort)
     rows = tuple(
         BenchRow(
             path=str(path),
-            bytes=model_bytes(path, model),
+            bytes=model_bytes(path),
             ms=timing.median_ms,
             spread_ms=timing.spread_ms,
             speedup=ratio,
         )
-        for path, model, timing, ratio in zip(models, loaded, latency.timings, latency.ratios, strict=True)
+        for path, timing, ratio in zip(models, latency.timings, latency.ratios, strict=True)
     )
     return BenchReport(models=rows, rounds=latency.rounds, threads=threads, invented_samples=not feeds)
 

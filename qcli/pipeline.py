@@ -45,6 +45,9 @@ from qcli.types import Plan
 from qcli.validate import ValidateJob, Validation, validate
 from qcli.watch import Watch
 
+_STEP_SAMPLES = 32
+"""Steps that measure look at this many samples, spread evenly over all."""
+
 _SMOKE_SAMPLES = 16
 """Without evaluation samples the result is compared on this many of the calibration samples."""
 
@@ -93,7 +96,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     source = load_model(job.model)
     refuse_quantized(source)
     calibration = _calibration(job, recipe, source)
-    model = prepare(source, required_opset(recipe), recipe.prepare, calibration, watch)
+    model = prepare(source, required_opset(recipe), recipe.prepare, _step_samples(job, recipe, source), watch)
     plan = make_plan(model, recipe) if job.plan is None else read_plan(job.plan)
     check_plan(plan, model)
     return Prepared(recipe, source, model, plan, calibration)
@@ -115,7 +118,7 @@ def threads_of(job: QuantizeJob) -> int:
 
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
-    statistics = _measure(job, prepared, watch) if job.stats is None else load_statistics(job.stats)
+    statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
     watch.phase("solve")
     solution = solve(prepared.model, prepared.plan, statistics)
     watch.phase("apply")
@@ -129,8 +132,24 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
         )
     watch.phase("calibrate")
     requests = requests_of(prepared.plan, prepared.model)
-    empty = Statistics.empty(prepared.source.sha256, prepared.recipe.sha256, requests)
+    empty = Statistics.empty(
+        requests,
+        model_sha256=prepared.source.sha256,
+        recipe_sha256=prepared.recipe.sha256,
+        prepared_sha256=prepared.model.digest(),
+    )
     return collect(prepared.model, empty, prepared.calibration, threads=threads_of(job), progress=watch.progress)
+
+
+def _read_statistics(path: Path, prepared: Prepared) -> Statistics:
+    """Statistics of an earlier run. Raises UsageError if they were measured on another graph."""
+    statistics = load_statistics(path)
+    if statistics.header.model_sha256 != prepared.source.sha256:
+        raise UsageError(f"the statistics '{path}' were measured on another model", "calibrate again")
+    if statistics.header.prepared_sha256 != prepared.model.digest():
+        hint = "use the same recipe, and the same samples if one of its steps measures"
+        raise UsageError(f"the statistics '{path}' were measured on the model after other steps", hint)
+    return statistics
 
 
 def _calibration(job: QuantizeJob, recipe: Recipe, model: Model) -> SampleStream | None:
@@ -138,6 +157,13 @@ def _calibration(job: QuantizeJob, recipe: Recipe, model: Model) -> SampleStream
         return random_source(model.inputs(), job.random_samples)
     source = recipe.samples.calibration
     return open_source(source, job.calibration, model.inputs(), limit=job.samples, shard=job.shard)
+
+
+def _step_samples(job: QuantizeJob, recipe: Recipe, model: Model) -> SampleStream | None:
+    """What steps measure on: a few samples, the same ones for every shard."""
+    if job.random_samples is not None:
+        return random_source(model.inputs(), job.random_samples)
+    return open_source(recipe.samples.calibration, job.calibration, model.inputs(), limit=_STEP_SAMPLES)
 
 
 def _evaluation(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Iterable[Sample]:

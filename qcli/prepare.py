@@ -67,7 +67,7 @@ def _measured(step: MeasuredStep, model: Model, samples: Samples | None) -> int:
     requests = step.requests(model)
     if not requests or samples is None:
         return 0
-    return step.run_measured(model, collect(model, Statistics.empty("", "", requests), samples))
+    return step.run_measured(model, collect(model, Statistics.empty(requests), samples))
 
 
 def _same(model: Model, probe: Feeds | None, reference: Feeds) -> bool:

@@ -91,15 +91,12 @@ def to_markdown(report: Report) -> bytes:
     lines += [f"| {key} | {_cell(value)} |" for key, value in summary(report)]
     if report.gates:
         lines += ["", "## Gates", "", "| gate | value | |", "|--|--:|--|"]
-        lines += [
-            f"| {_code(one.gate)} | {_number(one.value)} | {_verdict(one.passed)} |" for one in report.gates
-        ]
+        lines += [f"| {_code(one.gate)} | {_number(one.value)} | {_verdict(one.passed)} |" for one in report.gates]
     kept = report.kernels.kept_float if report.kernels is not None else ()
     if kept:
         lines += ["", "## Float nodes", "", "| node | operator | share of the work | why |", "|--|--|--:|--|"]
         lines += [
-            f"| {_code(one.node)} | {one.op} | {_percent(one.mac_share)} | {_cell(one.reason)} |"
-            for one in _most(kept)
+            f"| {_code(one.node)} | {one.op} | {_percent(one.mac_share)} | {_cell(one.reason)} |" for one in _most(kept)
         ]
         lines += _rest(kept)
     if report.warnings:
@@ -234,9 +231,7 @@ def _html_table(head: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 def _test_case(suite: ElementTree.Element, report: Report, name: str) -> ElementTree.Element:
-    return ElementTree.SubElement(
-        suite, "testcase", {"classname": f"qcli.{report.command}", "name": _xml(name)}
-    )
+    return ElementTree.SubElement(suite, "testcase", {"classname": f"qcli.{report.command}", "name": _xml(name)})
 
 
 def _xml(text: str) -> str:

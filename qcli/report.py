@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +17,7 @@ import msgspec
 from qcli.types import Noun
 
 if TYPE_CHECKING:
-    from qcli.graph import Graph, Model
+    from qcli.graph import Model
 
 _MEGABYTE = 1e6
 
@@ -191,17 +190,18 @@ def file_facts(path: Path, model: Model | None = None) -> FileFacts:
     return FileFacts(
         path=str(path),
         sha256=loaded.sha256,
-        bytes=model_bytes(path, loaded),
+        bytes=model_bytes(path),
         opset=loaded.opset,
         nodes=loaded.node_count(),
         parameters=loaded.parameter_count(),
     )
 
 
-def model_bytes(path: Path, model: Model) -> int:
+def model_bytes(path: Path) -> int:
     """The size of a model file and of the files of external data that it names."""
-    external = {file for graph in _graphs(model) for file in _external_files(graph)}
-    return path.stat().st_size + sum(file.stat().st_size for file in external)
+    from qcli.graph.optimized import external_files
+
+    return sum(file.stat().st_size for file in (path, *external_files(path)))
 
 
 def size_of(float_model: FileFacts, compressed: FileFacts) -> Size:
@@ -262,15 +262,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _graphs(model: Model) -> Iterator[Graph]:
-    yield model.graph
-    yield from model.graph.subgraphs()
-
-
-def _external_files(graph: Graph) -> Iterator[Path]:
-    for value in graph.initializers.values():
-        location = getattr(value.const_value, "path", None)  # only tensors with external data have one
-        if location is not None:
-            yield Path(location)

@@ -29,7 +29,7 @@ def make_plan_file(job: QuantizeJob, watch: Watch | None = None) -> Plan:
 
 
 def make_statistics_file(job: QuantizeJob, watch: Watch | None = None) -> Header:
-    """Measures the samples of a job, or of its shard, into `job.output`. Returns what the file says of itself."""
+    """Measures the samples of a job, or of its shard, into `job.output`; returns the file's header."""
     if job.output is None:
         raise UsageError("there is no file to write the statistics to", "name one with -o, as in -o stats.npz")
     check_writable(job.output)
@@ -39,9 +39,9 @@ def make_statistics_file(job: QuantizeJob, watch: Watch | None = None) -> Header
 
 
 def merge_statistics(parts: Sequence[Path], output: Path) -> Header:
-    """Statistics of several shards as those of all their samples, written to `output`.
+    """Statistics of several shards as those of all samples, written to `output`.
 
-    Raises UsageError if they belong to different models or recipes, InputError for what is no statistics file.
+    Raises UsageError if they belong to different models or recipes, InputError for any other file.
     """
     check_writable(output)
     merged: Statistics | None = None

@@ -23,11 +23,15 @@ _FORMAT = 1
 
 
 class Header(Noun, frozen=True, kw_only=True):
-    """What statistics were collected from: the model, the number of samples, and what was measured."""
+    """What statistics were collected from: the model, the number of samples, and what was measured.
+
+    `prepared_sha256` is the digest of the graph that ran, after its steps.
+    """
 
     format: int = _FORMAT
     model_sha256: str
     recipe_sha256: str
+    prepared_sha256: str
     samples: int
     requests: tuple[Request, ...]
 
@@ -40,9 +44,18 @@ class Statistics:
         self._measured = dict(measured)
 
     @classmethod
-    def empty(cls, model_sha256: str, recipe_sha256: str, requests: Iterable[Request]) -> Statistics:
+    def empty(
+        cls, requests: Iterable[Request], *, model_sha256: str = "", recipe_sha256: str = "", prepared_sha256: str = ""
+    ) -> Statistics:
+        """Nothing measured yet. The digests say what the measurements will be good for."""
         ordered = tuple(sorted(set(requests), key=lambda request: request.key))
-        header = Header(model_sha256=model_sha256, recipe_sha256=recipe_sha256, samples=0, requests=ordered)
+        header = Header(
+            model_sha256=model_sha256,
+            recipe_sha256=recipe_sha256,
+            prepared_sha256=prepared_sha256,
+            samples=0,
+            requests=ordered,
+        )
         return cls(header, {request.key: load("stats", request.statistic).empty() for request in ordered})
 
     def get(self, request: Request) -> Statistic:
@@ -61,11 +74,7 @@ class Statistics:
     def merge(self, other: Statistics) -> Statistics:
         """Both together. Raises UsageError if they were measured on another model or for another recipe."""
         mine, theirs = self.header, other.header
-        if (mine.model_sha256, mine.recipe_sha256, mine.requests) != (
-            theirs.model_sha256,
-            theirs.recipe_sha256,
-            theirs.requests,
-        ):
+        if msgspec.structs.replace(mine, samples=0) != msgspec.structs.replace(theirs, samples=0):
             raise UsageError("these statistics differ in model or recipe", "merge shards of one calibration")
         for key, statistic in self._measured.items():
             statistic.merge(other._measured[key])

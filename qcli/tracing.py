@@ -52,17 +52,13 @@ class Matches:
 def match_nodes(running: list[RuntimeNode], model: Model, optimized: OptimizedGraph) -> Matches:
     """Traces the compute nodes `running`; the better evidence of one goes before the weaker of another."""
     names = _index(model)
-    matches = Matches(
-        pairs={node: [] for node in model.nodes() if node.op_type in FAMILY_OF}, unmatched=running
-    )
+    matches = Matches(pairs={node: [] for node in model.nodes() if node.op_type in FAMILY_OF}, unmatched=running)
     for strategy in _STRATEGIES:
         rest = []
         for item in matches.unmatched:
             found = [node for node in strategy(names, item) if _fits(node, item, optimized)]
             if found:
-                matches.pairs[next((node for node in found if not matches.pairs[node]), found[0])].append(
-                    item
-                )
+                matches.pairs[next((node for node in found if not matches.pairs[node]), found[0])].append(item)
             else:
                 rest.append(item)
         matches.unmatched = rest
@@ -118,9 +114,7 @@ def _owners(node: Node, names: _Names) -> list[Node]:
     """The compute nodes that a value of another node comes from, nearest first."""
     sources = [names.values.get(value.name or "", []) for value in node.inputs if value is not None]
     deepest = max((len(source) for source in sources), default=0)
-    nearest = [
-        source[depth] for depth in range(deepest) for source in reversed(sources) if depth < len(source)
-    ]
+    nearest = [source[depth] for depth in range(deepest) for source in reversed(sources) if depth < len(source)]
     return list(dict.fromkeys(nearest))[:_MOST_OWNERS]
 
 
@@ -185,13 +179,9 @@ def _match_by_size(matches: Matches, optimized: OptimizedGraph) -> None:
     rest = []
     for item in matches.unmatched:
         size = prod(running_weight(item, optimized) or (0,))
-        rivals = [
-            other for other in matches.unmatched if prod(running_weight(other, optimized) or (0,)) == size
-        ]
+        rivals = [other for other in matches.unmatched if prod(running_weight(other, optimized) or (0,)) == size]
         fitting = [
-            node
-            for node in alone
-            if prod(next(weight_shapes(node), (0,))) == size and _fits(node, item, optimized)
+            node for node in alone if prod(next(weight_shapes(node), (0,))) == size and _fits(node, item, optimized)
         ]
         if size and len(rivals) == len(fitting) == 1:
             matches.pairs[fitting[0]].append(item)

@@ -6,7 +6,7 @@ print(validate(job).accuracy.sqnr)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from qcli.dataset import Sample
 from qcli.errors import InputError, NothingToDoError
 from qcli.graph import Model, load_model
 from qcli.kernels import Kernels, read_kernels
-from qcli.latency import NORMAL_EFFORT, Effort, measure
+from qcli.latency import NORMAL_EFFORT, Effort, Latency, measure
 from qcli.report import (
     Accuracy,
     Agreement,
@@ -94,14 +94,13 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     watch = watch or Watch()
     float_model, compressed = _model(job.float_model), _model(job.compressed)
     _check_same_interface(float_model, compressed)
-    sessions = _Sessions(
-        Session(job.float_model, threads=job.threads), Session(job.compressed, threads=job.threads)
-    )
+    sessions = _Sessions(Session(job.float_model, threads=job.threads), Session(job.compressed, threads=job.threads))
     comparison = Comparison()
     check = OptimizationCheck(job.compressed, job.unoptimized_samples, job.threads)
     feeds = _run_all(job, sessions, (comparison, check), watch)
     kernels = read_kernels(job.compressed, float_model, feeds[0])
-    warnings = (*comparison.warnings(), *check.warnings())
+    latency = _latency(sessions, feeds, job)
+    warnings = (*comparison.warnings(), *check.warnings(), *_latency_warnings(latency))
     for text in warnings:
         watch.warn(text)
     return Validation(
@@ -110,7 +109,7 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
         output=_facts(job.compressed, compressed),
         accuracy=comparison.accuracy(),
         kernels=_kernel_facts(kernels, job.reasons, check.agreement()),
-        latency=_latency(sessions, feeds, job),
+        latency=_latency_facts(latency),
         warnings=warnings,
     )
 
@@ -135,9 +134,7 @@ def _run_all(
             feeds.append(sample.feeds)
         watch.progress(done, max(done, total))
     if not feeds:
-        raise NothingToDoError(
-            "there are no samples to validate with", "name a folder of them with -d or --eval"
-        )
+        raise NothingToDoError("there are no samples to validate with", "name a folder of them with -d or --eval")
     return feeds
 
 
@@ -234,12 +231,17 @@ def _reason(kernel: str) -> str:
     return f"onnxruntime runs it as a float {kernel}" if kernel else "it is not among what onnxruntime runs"
 
 
-def _latency(sessions: _Sessions, feeds: list[dict[str, Array]], job: ValidateJob) -> LatencyFacts | None:
-    if job.latency is None:
+def _latency(sessions: _Sessions, feeds: list[dict[str, Array]], job: ValidateJob) -> Latency | None:
+    return measure(sessions, feeds, job.threads, job.latency) if job.latency is not None else None
+
+
+def _latency_facts(latency: Latency | None) -> LatencyFacts | None:
+    if latency is None:
         return None
-    latency = measure(sessions, feeds, job.threads, job.latency)
     before, after = (timing.median_ms for timing in latency.timings)
-    return LatencyFacts(float_ms=before, ms=after, speedup=latency.ratios[1], threads=job.threads)
+    return LatencyFacts(float_ms=before, ms=after, speedup=latency.ratios[1], threads=latency.threads)
 
 
-__all__ = ["ValidateJob", "Validation", "validate"]
+def _latency_warnings(latency: Latency | None) -> Iterator[str]:
+    if latency is not None and not latency.steady:
+        yield "the latencies vary by more than their medians: use a quiet machine or fewer threads"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -70,15 +70,11 @@ class _Calibration:
         sample = next(self._samples, None)
         return None if sample is None else sample.feeds
 
-    def __iter__(self) -> Iterator[Mapping[str, Array]]:
-        return iter(self.get_next, None)  # type: ignore[arg-type]
-
 
 def _quantize(name: str, folder: Path, *, reduce_range: bool = True) -> Path:
     """A sample model quantized by onnxruntime: QDQ, uint8 activations, int8 weights per channel."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    CalibrationDataReader.register(_Calibration)
     normal = load_model(model_path(name))
     normalize_graph(normal)
     save_model(normal, folder / "normal.onnx")

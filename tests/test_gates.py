@@ -176,10 +176,12 @@ def test_what_will_be_lacking_is_refused_before_the_work(gate: str, lacking: str
 
 def test_the_interface_is_all_there() -> None:
     promised = {
-        "size.ratio", "size.bytes", "size.float_bytes", "accuracy.sqnr", "accuracy.cosine", "accuracy.agreement",
-        "accuracy.top1.float", "accuracy.top1.quantized", "accuracy.top1.drop", "accuracy.top5.drop", "kernels.integer",
-        "accuracy.outputs.*.max_abs", "kernels.float", "kernels.integer_share", "latency.float_ms", "latency.ms",
-        "latency.speedup", "latency.threads", "seconds.total", "peak_memory_mb", "output.parameters",
+        "size.ratio", "size.bytes", "size.float_bytes", "accuracy.sqnr", "accuracy.cosine",
+        "accuracy.agreement",
+        "accuracy.top1.float", "accuracy.top1.quantized", "accuracy.top1.drop", "accuracy.top5.drop",
+        "accuracy.outputs.*.max_abs", "kernels.integer", "kernels.float", "kernels.integer_share",
+        "latency.float_ms", "latency.ms", "latency.speedup", "latency.threads", "seconds.total",
+        "peak_memory_mb", "output.parameters",
     }  # fmt: skip
     assert promised <= set(known_paths())
 

@@ -12,7 +12,7 @@ from conftest import dataset, model_path
 
 from qcli.contracts import InputSpec
 from qcli.errors import InputError, UsageError
-from qcli.latency import Effort, bench, made_up_feeds, measure
+from qcli.latency import Effort, Latency, Timing, bench, made_up_feeds, measure
 from qcli.report import encode_report
 from qcli.types import Array
 
@@ -77,6 +77,12 @@ def test_medians_and_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert latency.ratios == pytest.approx((1.0, 2.0))
 
 
+@pytest.mark.parametrize(("spread", "steady"), [(0.0, True), (2.0, True), (2.1, False)])
+def test_a_spread_beyond_the_median_is_not_steady(spread: float, steady: bool) -> None:
+    timings = (Timing(median_ms=5.0, spread_ms=0.1), Timing(median_ms=2.0, spread_ms=spread))
+    assert Latency(timings=timings, ratios=(1.0, 2.5), rounds=16, threads=1).steady is steady
+
+
 def test_slow_models_end_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
@@ -128,4 +134,4 @@ def test_bench_of_nothing_and_of_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model"):
         bench([])
     with pytest.raises(InputError, match="not found"):
-        bench([tmp_path / "none.onnx"])
+        bench([model_path("mlp"), tmp_path / "none.onnx"])

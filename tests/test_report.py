@@ -36,8 +36,8 @@ from qcli.report import (
 )
 
 KEYS = [
-    "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "size", "accuracy", "kernels",
-    "latency", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
+    "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "size", "accuracy",
+    "kernels", "latency", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
 ]  # fmt: skip
 
 
@@ -52,9 +52,7 @@ def test_every_key_is_there_and_null_where_nothing_was_measured() -> None:
     assert data["schema"] == 1
     assert data["status"] == "passed"
     assert data["gates"] == data["warnings"] == []
-    assert all(
-        data[key] is None for key in KEYS if key not in ("schema", "command", "status", "gates", "warnings")
-    )
+    assert all(data[key] is None for key in KEYS if key not in ("schema", "command", "status", "gates", "warnings"))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +156,7 @@ def test_gates_decide_the_status() -> None:
 @pytest.mark.parametrize("module", ["qcli.report", "qcli.gates", "qcli.render"])
 def test_importing_is_light(module: str) -> None:
     """`qcli --help` may need these, and must not wait for the large libraries."""
-    script = f"import sys, {module}; print([name for name in ('onnx', 'onnx_ir', 'onnxruntime') if name in sys.modules])"
+    large = {"onnx", "onnx_ir", "onnxruntime"}
+    script = f"import sys, {module}; print(sorted({large} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,9 +1,11 @@
-"""The command line: one file per command, each of which parses, calls one public function and shows its result."""
+"""The command line: one file per command. Each parses, calls one public function and shows its result."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +29,9 @@ _COMMANDS = (
     doctor.doctor,
 )
 
+_TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
+"""onnxruntime's wheels for Linux and macOS send usage data unless this is set before they are imported."""
+
 
 class Group(TyperGroup):
     """Commands that answer a wrong word with the nearest right one."""
@@ -34,9 +39,7 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
         if not word.startswith("-") and self.get_command(ctx, word) is None:
-            raise UsageError(
-                f"no such command '{ctx.command_path} {word}'", did_you_mean(word, self.commands)
-            )
+            raise UsageError(f"no such command '{ctx.command_path} {word}'", did_you_mean(word, self.commands))
         return super().resolve_command(ctx, args)
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -79,6 +82,9 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program with `arguments` (sys.argv's by default) and returns its exit code."""
+    os.environ.setdefault(_TELEMETRY_OFF, "1")
+    if isinstance(sys.stderr, TextIOWrapper):
+        sys.stderr.reconfigure(errors="replace")
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
 
     def work() -> int:

@@ -63,9 +63,7 @@ def describe(error: BaseException) -> Fault:
     """The fault behind an exception; one that nobody foresaw is a bug in qcli."""
     text = " ".join(str(error).split())
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return Fault(
-        _BUG, f"internal: {reason}", "this is a bug in qcli: run again with --debug and report what it prints"
-    )
+    return Fault(_BUG, f"internal: {reason}", "this is a bug in qcli: run again with --debug and report what it prints")
 
 
 @describe.register
@@ -86,10 +84,10 @@ def _(error: typer.TyperException) -> Fault:
     return Fault(_USAGE, text[:1].lower() + text[1:], hint)
 
 
-@describe.register(typer.Abort)
-@describe.register(KeyboardInterrupt)
-def _(_error: BaseException) -> Fault:
-    return Fault(128 + signal.SIGINT, "interrupted")
+@describe.register
+def _(error: typer.Abort) -> Fault:
+    """typer takes an EOFError for a prompt that was declined; qcli never prompts."""
+    return describe.dispatch(BaseException)(error.__cause__ or error)
 
 
 @describe.register

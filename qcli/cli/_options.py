@@ -23,14 +23,10 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="The float model, an .onnx file.", show_default=False)
 ]
-RecipeOption = Annotated[
-    str, typer.Option("-r", "--recipe", metavar="RECIPE", help="A preset's name or a YAML file.")
-]
+RecipeOption = Annotated[str, typer.Option("-r", "--recipe", metavar="RECIPE", help="A preset's name or a YAML file.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one value of the recipe. Repeatable.", show_default=False
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe. Repeatable.", show_default=False),
 ]
 CalibrationOption = Annotated[
     Path | None,

@@ -38,17 +38,22 @@ class Screen:
         if self._json:
             from qcli.report import encode_report
 
-            self.text(encode_report(result).decode())
+            self.data(encode_report(result))
             return
         console = console_for("stdout")
         with console.capture() as captured:
             table(result, console)
-        self.text(captured.get())
+        self.text("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     def text(self, text: str) -> None:
+        """Writes to stdout as its encoding allows."""
+        self.data(text.encode(sys.stdout.encoding or "utf-8", errors="replace"))
+
+    def data(self, data: bytes) -> None:
         """Writes to stdout; that its reader has gone changes nothing about the work."""
         try:
-            sys.stdout.write(text)
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
             sys.stdout.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -136,6 +141,4 @@ def _follow(watch: Watch, progress: Progress, verbose: bool) -> None:
             progress.console.print(name)
 
     watch.on_phase = phase
-    watch.on_progress = lambda name, done, total: progress.update(
-        task, description=name, completed=done, total=total
-    )
+    watch.on_progress = lambda name, done, total: progress.update(task, description=name, completed=done, total=total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
 def show_plan(plan: Plan, console: Console) -> None:
     rows = [
-        (entry.site.value, entry.site.role.value, entry.site.op, _grid(entry.grid), _spec(entry.range), entry.because)
+        (
+            entry.site.value,
+            entry.site.role.value,
+            entry.site.op,
+            _grid(entry.grid),
+            _spec(entry.range),
+            entry.because,
+        )
         for entry in plan.entries
     ]
     console.print(_table(("value", "role", "operator", "grid", "range", "because"), rows))
@@ -68,12 +76,16 @@ def show_inspection(seen: Inspection, console: Console) -> None:
 
 
 def show_findings(findings: Findings, console: Console) -> None:
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for problem in findings.problems:
-        console.print(f"{problem.level}: {problem.place}: {problem.message}", soft_wrap=True)
-        if problem.hint:
-            console.print(f"  hint: {problem.hint}", soft_wrap=True)
+        alike.setdefault((problem.level, problem.message, problem.hint), []).append(problem.place)
+    for (level, message, hint), places in alike.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        console.print(f"{level}: {places[0]}{more}: {message}", soft_wrap=True)
+        if hint:
+            console.print(f"  hint: {hint}", soft_wrap=True)
     counts = Counter(problem.level for problem in findings.problems)
-    console.print(f"{counts['error']} errors, {counts['warning']} warnings")
+    console.print(f"errors: {counts['error']}, warnings: {counts['warning']}")
 
 
 def show_bench(report: BenchReport, console: Console) -> None:
@@ -127,7 +139,11 @@ def show_recipe(recipe: Recipe, console: Console) -> None:
     console.print(_table(("key", "value", "from"), rows))
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def show_checked(recipe: Recipe, console: Console) -> None:
+    console.print(f"{recipe.name}: valid, {len(recipe.rules)} rules, {len(recipe.gates)} gates")
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     from rich.table import Table
 
     table = Table(*head, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -138,7 +154,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     return table
 
 
-def _facts(rows: list[tuple[str, str]]) -> Table:
+def _facts(rows: Sequence[tuple[str, str]]) -> Table:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))

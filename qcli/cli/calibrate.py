@@ -16,9 +16,7 @@ def calibrate(
     model: options.ModelArgument,
     output: Annotated[
         Path,
-        typer.Option(
-            "-o", "--output", metavar="STATS", help="The statistics file, .npz.", show_default=False
-        ),
+        typer.Option("-o", "--output", metavar="STATS", help="The statistics file, .npz.", show_default=False),
     ],
     recipe: options.RecipeOption = "int8",
     settings: options.SetOption = None,
@@ -32,7 +30,7 @@ def calibrate(
     ] = None,
     threads: options.ThreadsOption = 0,
 ) -> None:
-    """Measure a model's activations on samples, into a file that 'quantize --stats' reads."""
+    """Measure activations on samples, into a file."""
     from qcli.cli._tables import show_statistics
     from qcli.job import QuantizeJob
     from qcli.stages import make_statistics_file

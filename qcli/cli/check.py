@@ -18,7 +18,7 @@ def check(
     labels: options.LabelsOption = None,
     gates: options.GateOption = None,
 ) -> None:
-    """Find all problems of a model, a recipe and samples before the work. Exits with 1 if there are any."""
+    """Find all problems before the work."""
     from qcli.check import check_job
     from qcli.cli._tables import show_findings
     from qcli.job import QuantizeJob

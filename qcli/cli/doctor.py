@@ -6,7 +6,7 @@ from qcli.cli._screen import Screen
 
 
 def doctor(screen: Screen) -> None:
-    """Show versions, the processor, and which integer kernels this onnxruntime has."""
+    """Show versions, the processor and integer kernels."""
     from qcli.cli._tables import show_diagnosis
     from qcli.doctor import examine
 

@@ -14,7 +14,7 @@ def inspect(
     screen: Screen,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any .onnx file.", show_default=False)],
 ) -> None:
-    """Show what a model is made of, and which of it runs on integer kernels."""
+    """Show what a model is made of and what it runs as."""
     from qcli.cli._tables import show_inspection
     from qcli.inspect import inspect_model
 

@@ -28,7 +28,7 @@ def plan(
     ] = None,
     calibration: options.CalibrationOption = None,
 ) -> None:
-    """Say what would be quantized, how, and because of which rule. Needs no samples."""
+    """Show what would be quantized, how and why."""
     from qcli.cli._tables import show_plan
     from qcli.job import QuantizeJob
     from qcli.stages import make_plan_file

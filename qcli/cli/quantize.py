@@ -53,17 +53,13 @@ def quantize(
     ] = None,
     stats: Annotated[
         Path | None,
-        typer.Option(
-            "--stats", metavar="FILE", help="Use these statistics and measure none.", show_default=False
-        ),
+        typer.Option("--stats", metavar="FILE", help="Use these statistics and measure none.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; write nothing.")] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Measure anew what was measured before.")
-    ] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew what was measured before.")] = False,
     threads: options.ThreadsOption = 0,
 ) -> None:
-    """Quantize a model: prepare, plan, calibrate, solve, apply, validate, judge."""
+    """Quantize a model, run the result and judge it."""
     from qcli.job import QuantizeJob
     from qcli.pipeline import quantize as work
     from qcli.render import show_report

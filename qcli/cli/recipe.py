@@ -23,9 +23,7 @@ def list_(screen: Screen) -> None:
 
 def show(
     screen: Screen,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A preset's name or a YAML file.", show_default=False)
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset's name or a YAML file.", show_default=False)],
     settings: options.SetOption = None,
 ) -> None:
     """Show a recipe with all its layers joined, and where each value came from."""
@@ -41,17 +39,17 @@ def check(
     settings: options.SetOption = None,
 ) -> None:
     """Check a recipe: keys, types, names of plug-ins and their options, gates."""
-    from qcli.cli._tables import show_recipe
+    from qcli.cli._tables import show_checked
     from qcli.cookbook import check_recipe
 
-    screen.show(check_recipe(file, tuple(settings or ())), show_recipe)
+    screen.show(check_recipe(file, tuple(settings or ())), show_checked)
 
 
 def schema(screen: Screen) -> None:
     """Print the JSON schema of a recipe, for editors."""
     from qcli.cookbook import recipe_schema
 
-    screen.text(recipe_schema())
+    screen.data(recipe_schema())
 
 
 def init(
@@ -62,9 +60,7 @@ def init(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o", "--output", metavar="FILE", help="Write it here, not to stdout.", show_default=False
-        ),
+        typer.Option("-o", "--output", metavar="FILE", help="Write it here, not to stdout.", show_default=False),
     ] = None,
 ) -> None:
     """Write a commented recipe to start from."""

@@ -36,8 +36,8 @@ def validate(
     threads: options.ThreadsOption = 0,
 ) -> None:
     """Compare two models: accuracy, size, kernels, latency, gates."""
-    from qcli.side_by_side import CompareJob, compare_models
     from qcli.render import show_report
+    from qcli.side_by_side import CompareJob, compare_models
 
     job = CompareJob(
         float_model=float_model,

@@ -58,7 +58,7 @@ def set_constant(graph: ir.Graph, node: ir.Node, operand: int, array: Array) -> 
     old = node.inputs[operand]
     if old is None:
         raise ValueError(f"operand {operand} of {node.name} is empty")
-    alone = len(tuple(old.uses())) == 1 and old.name in graph.initializers
+    alone = len(tuple(old.uses())) == 1 and old.name in graph.initializers and not old.is_graph_output()
     if alone:
         graph.initializers.pop(old.name or "")
     node.replace_input_with(operand, add_initializer(graph, old.name or "constant", array))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -17,7 +18,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def load_model(path: Path) -> Model:
-    """A model from an .onnx file, its external data checked and mapped.
+    """A model from an .onnx file, its external data checked and read in.
 
     Raises InputError for a file that is missing, unreadable, truncated or no model, and for external data that
     is missing or lies outside the model's folder; UnsupportedError for what would be lost silently.
@@ -26,6 +27,7 @@ def load_model(path: Path) -> Model:
     proto = _parse(path, content)
     _free_negative_dimensions(proto.graph)
     external = tuple(_external_files(path, proto))
+    _embed(path, proto)
     _refuse_what_would_be_lost(path, proto)
     model = Model(_to_ir(path, proto), path, _digest(content, external))
     _check_connected(path, model)
@@ -33,12 +35,12 @@ def load_model(path: Path) -> Model:
 
 
 def _read(path: Path) -> bytes:
-    if not path.exists():
-        raise InputError(f"model '{path}' not found", "check the path; the first argument is an .onnx file")
-    if path.is_dir():
-        raise InputError(f"model '{path}' is a folder", "name the .onnx file inside it")
     try:
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"model '{path}' not found", "check the path; the first argument is an .onnx file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"model '{path}' is a folder", "name the .onnx file inside it") from error
     except OSError as error:
         raise InputError(f"model '{path}' cannot be read: {error.strerror}", "check the permissions") from error
 
@@ -67,11 +69,17 @@ def _free_negative_dimensions(graph: onnx.GraphProto) -> None:
 
 def _to_ir(path: Path, proto: onnx.ModelProto) -> ir.Model:
     try:
-        model = ir.from_proto(proto)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"model '{path}' is damaged: {error}", "export or download it again") from error
-    ir.external_data.set_base_dir(model.graph, path.parent.resolve())
-    return model
+        return ir.from_proto(proto)
+    except (ValueError, TypeError, KeyError, AttributeError, ir.serde.SerdeError, RecursionError) as error:
+        reason = (str(_root_cause(error)).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model '{path}' is damaged: {reason}", "export or download it again") from error
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """onnx_ir wraps an error once for each level of the graph; the innermost says what is wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _refuse_what_would_be_lost(path: Path, proto: onnx.ModelProto) -> None:
@@ -100,7 +108,7 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             fields = {entry.key: entry.value for entry in tensor.external_data}
             ends.setdefault(fields.get("location", ""), 0)
-            end = _number(path, tensor, fields, "offset") + _number(path, tensor, fields, "length")
+            end = _number(path, tensor, fields, "offset") + _length(path, tensor, fields)
             ends[fields.get("location", "")] = max(ends[fields.get("location", "")], end)
     for location, end in sorted(ends.items()):
         file = _confined(path, folder, location)
@@ -116,10 +124,34 @@ def _number(path: Path, tensor: onnx.TensorProto, fields: dict[str, str], key: s
     return int(text)
 
 
+def _length(path: Path, tensor: onnx.TensorProto, fields: dict[str, str]) -> int:
+    """The bytes of a tensor's elements; the length that the file states must be the same."""
+    try:
+        needed = -(-prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth // 8)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model '{path}': '{tensor.name}' cannot lie outside", "export it again") from error
+    if "length" in fields and _number(path, tensor, fields, "length") != needed:
+        problem = f"model '{path}': '{tensor.name}' has {fields['length']} bytes of external data, not {needed}"
+        raise InputError(problem, "export it again")
+    return needed
+
+
+def _embed(path: Path, proto: onnx.ModelProto) -> None:
+    """Puts external data, which was checked before, into its tensors: a session takes bytes alone."""
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            fields = {entry.key: entry.value for entry in tensor.external_data}
+            with (path.parent / fields["location"]).open("rb") as stream:
+                stream.seek(_number(path, tensor, fields, "offset"))
+                tensor.raw_data = stream.read(_length(path, tensor, fields))
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+
+
 def _confined(path: Path, folder: Path, location: str) -> Path:
     pure = PurePosixPath(location.replace("\\", "/"))
-    resolved = (folder / location).resolve()
-    if not location or pure.is_absolute() or ".." in pure.parts or not resolved.is_relative_to(folder):
+    resolved = (folder / location.replace("\0", "..")).resolve()
+    if not location or "\0" in location or pure.is_absolute() or ".." in pure.parts or not resolved.is_relative_to(folder):
         raise InputError(
             f"external data '{location}' of '{path}' lies outside the model's folder", "keep the data beside the model"
         )

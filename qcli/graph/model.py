@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -99,6 +100,10 @@ class Model:
     def fix_names(self) -> None:
         """Resolves names that edits made twice. Run before every save: onnx_ir lets them pass in silence."""
         NameFixPass()(self.ir)
+
+    def digest(self) -> str:
+        """sha256 (hex) of the graph as it is now, weights included."""
+        return hashlib.sha256(self.serialize()).hexdigest()
 
     def node_count(self) -> int:
         return sum(1 for _ in self.nodes())

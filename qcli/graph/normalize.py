@@ -7,6 +7,7 @@ from itertools import count
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qcli.graph.edit import constant_of
 from qcli.graph.model import Model
 
 ORIGINAL_NAME = "qcli.original_name"
@@ -51,9 +52,15 @@ def _is_idle(node: ir.Node) -> bool:
     if node.domain not in ("", "ai.onnx") or any(output.is_graph_output() for output in node.outputs):
         return False
     if node.op_type == "Dropout":
-        training = len(node.inputs) > 2 and node.inputs[2] is not None
-        return not training and not any(output.uses() for output in node.outputs[1:])
+        return not _may_train(node) and not any(output.uses() for output in node.outputs[1:])
     return node.op_type == "Identity"
+
+
+def _may_train(node: ir.Node) -> bool:
+    """True for a Dropout whose third input is anything but a constant False."""
+    switch = node.inputs[2] if len(node.inputs) > 2 else None
+    known = constant_of(switch)
+    return switch is not None and (known is None or bool(known.any()))
 
 
 def _name_nodes(model: Model) -> int:

@@ -1,4 +1,4 @@
-"""Reading the graph that onnxruntime made of a model: what really runs."""
+"""Reading model files as they lie on the disk, above all what onnxruntime made of a model: what really runs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,14 @@ def read_optimized(path: Path, feeds: Mapping[str, Array]) -> OptimizedGraph:
     )
 
 
+def external_files(path: Path) -> tuple[Path, ...]:
+    """The files of external data that a model file names, each once; the model was loaded, and so checked, before."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    tensors = [*_weights(graph), *_constants(graph)]
+    entries = [entry for tensor in tensors for entry in tensor.external_data]
+    return tuple(sorted({path.parent / entry.value for entry in entries if entry.key == "location"}))
+
+
 def _nodes(graph: onnx.GraphProto, nested: bool) -> Iterator[RuntimeNode]:
     for node in graph.node:
         yield RuntimeNode(
@@ -66,6 +74,15 @@ def _weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     for node in graph.node:
         for body in _bodies(node):
             yield from _weights(body)
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The tensors in attributes, those of Constant nodes above all."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from [attribute.t, *attribute.tensors]
+        for body in _bodies(node):
+            yield from _constants(body)
 
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

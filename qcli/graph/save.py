@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from qcli.files import replace_file
+from qcli.files import replace_file, write_error
 from qcli.graph.model import Model
 
 _EMBED_LIMIT = 1_800_000_000
@@ -35,11 +35,16 @@ def weight_bytes(model: Model) -> int:
 def _save_with_external_data(model: Model, path: Path) -> None:
     data = path.with_name(path.name + ".data")
     partial = data.with_name(f".{data.name}.{os.getpid()}.tmp")
-    external = ir.external_data.unload_from_model(model.ir, path.parent, partial.name)
-    proto: onnx.ModelProto = ir.to_proto(external)
-    for tensor in proto.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = data.name
-    os.replace(partial, data)
+    try:
+        external = ir.external_data.unload_from_model(model.ir.clone(), path.parent, partial.name)
+        proto: onnx.ModelProto = ir.to_proto(external)
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = data.name
+        os.replace(partial, data)
+    except OSError as error:
+        raise write_error(data, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
     replace_file(path, proto.SerializeToString(deterministic=True))

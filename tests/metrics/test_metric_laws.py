@@ -44,9 +44,7 @@ def test_all_metrics_are_known() -> None:
 
 @pytest.mark.parametrize("name", [*PAIRWISE, "top_k"])
 @given(pair=pairs(), data=st.data())
-def test_streaming_gives_what_the_whole_gives(
-    name: str, pair: tuple[Array, Array], data: st.DataObject
-) -> None:
+def test_streaming_gives_what_the_whole_gives(name: str, pair: tuple[Array, Array], data: st.DataObject) -> None:
     cut = data.draw(st.integers(1, len(pair[0])))
     streamed = measured(name, pair[0][:cut], pair[1][:cut])
     if cut < len(pair[0]):

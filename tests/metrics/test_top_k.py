@@ -54,9 +54,7 @@ def test_a_row_with_nan_never_agrees_and_is_never_right() -> None:
 
 
 @given(
-    reference=arrays(
-        np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 4)
-    ),
+    reference=arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 4)),
     data=st.data(),
 )
 def test_agrees_with_sorting(reference: Array, data: st.DataObject) -> None:

@@ -1,0 +1,46 @@
+# make demo   quantize a sample model and show what became of it
+# make test   all tests
+# make lint   style, types and the style budget
+# make bench  measurements, side by side with other tools where they are installed
+# make clean  remove what the targets above made, except .venv
+#
+# The first of them makes .venv and installs the project into it. Needs Python 3.11 or newer; another one than the
+# first found is chosen with PYTHON=…. Without make, see docs/development.md.
+
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+WORKERS ?= 2
+CNN := sample_models/cnn
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := test
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(strip $(PYTHON))" || { echo "error: no Python 3.11 or newer found; name one with PYTHON=…" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@mkdir -p out
+	$(BIN)/qcli quantize $(CNN)/model.onnx -r $(CNN)/recipe.yaml -d $(CNN)/calib --eval $(CNN)/eval \
+		-o out/cnn.int8.onnx --gate 'accuracy.top1.drop <= 0.01' --gate 'size.ratio <= 0.35' --report out/cnn.json
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python tests/test_style.py
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find qcli tests sample_models benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

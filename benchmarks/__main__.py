@@ -1,0 +1,130 @@
+"""`python -m benchmarks`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from benchmarks.subjects import ZOO_VARIABLE, chosen_subjects, required_zoo, subject, zoo_folder
+from qcli.errors import QcliError
+from qcli.files import check_writable, replace_file
+from qcli.report import encode_report
+
+app = typer.Typer(
+    help="Measure qcli beside onnxruntime's own quantizer.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_WIDTH = 160
+
+_ZOO_HELP = f"A folder of models, one folder each; also from {ZOO_VARIABLE}."
+ZooOption = Annotated[Path | None, typer.Option("--zoo", metavar="DIR", help=_ZOO_HELP, show_default=False)]
+ModelsOption = Annotated[
+    str | None,
+    typer.Option("--models", metavar="A,B", help="Only these, comma-separated.", show_default=False),
+]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write all figures there.", show_default=False),
+]
+
+
+@app.callback(invoke_without_command=True)
+def compare(
+    context: typer.Context,
+    zoo: ZooOption = None,
+    models: ModelsOption = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Samples to calibrate with. [default: 32]", show_default=False),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Runs of each. [default: 3]", show_default=False)
+    ] = None,
+    json: JsonOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One short run, for a first look.")] = False,
+) -> None:
+    """qcli's presets and onnxruntime's quantizer: cost, accuracy, size and speed side by side."""
+    if context.invoked_subcommand is not None:
+        return
+    from benchmarks.compare import QUICK, Options
+    from benchmarks.compare import compare as work
+    from benchmarks.tables import comparison_table
+
+    _prepare(json)
+    usual = QUICK if quick else Options()
+    options = msgspec.structs.replace(usual, samples=samples or usual.samples, repeats=repeats or usual.repeats)
+    report = work(chosen_subjects(zoo_folder(zoo), models), options)
+    console = _console()
+    for table in report.models:
+        console.print(comparison_table(table))
+    _write(report, json)
+
+
+@app.command()
+def calibration(
+    zoo: ZooOption = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model.")] = "mobilenetv2_imagenet",
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each.")] = 3,
+    json: JsonOption = None,
+) -> None:
+    """Time and memory with 25 and with 100 calibration samples."""
+    from benchmarks.calibration import measure_calibration
+    from benchmarks.tables import calibration_table
+
+    _prepare(json)
+    report = measure_calibration(subject(required_zoo(zoo), model), repeats)
+    _console().print(calibration_table(report))
+    _write(report, json)
+
+
+@app.command()
+def acceptance(zoo: ZooOption = None, models: ModelsOption = None, json: JsonOption = None) -> None:
+    """The acceptance list as a Markdown table; exit code 1 if something is not met."""
+    from benchmarks.acceptance import accept
+    from benchmarks.tables import acceptance_markdown
+
+    _prepare(json)
+    names = [name.strip() for name in models.split(",") if name.strip()] if models else None
+    report = accept(required_zoo(zoo), names)
+    sys.stdout.write(acceptance_markdown(report))
+    _write(report, json)
+    if not report.met:
+        raise typer.Exit(1)
+
+
+def main() -> int:
+    """Runs the program; an error of qcli is a line and a hint."""
+    try:
+        app()
+    except QcliError as error:
+        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        return error.exit_code
+    return 0
+
+
+def _prepare(json: Path | None) -> None:
+    """What cannot be written is refused before the work."""
+    if json is not None:
+        check_writable(json)
+
+
+def _write(report: msgspec.Struct, json: Path | None) -> None:
+    if json is not None:
+        replace_file(json, encode_report(report))
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False, emoji=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The acceptance list: what the preset `int8` must reach on each model of the zoo, as gates on the report."""
+
+from __future__ import annotations
+
+from qcli.types import Noun
+
+
+class Target(Noun, frozen=True, kw_only=True):
+    """One model: gates, how many of its calibration and evaluation samples (None: all), and whether compared."""
+
+    model: str
+    gates: tuple[str, ...]
+    samples: int | None = None
+    against_peer: bool = True
+
+
+TARGETS = (
+    Target(
+        model="mobilenetv2_imagenet",
+        samples=100,
+        gates=(
+            "kernels.integer_share >= 0.99",
+            "latency.speedup >= 1.85",
+            "accuracy.sqnr >= 16.5",
+            "accuracy.agreement >= 0.945",
+            "accuracy.top1.drop <= 0.015",
+            "size.ratio <= 0.28",
+        ),
+    ),
+    Target(
+        model="squeezenet11_imagenet",
+        samples=100,
+        gates=("accuracy.sqnr >= 29", "latency.speedup >= 2.2", "size.ratio <= 0.27"),
+    ),
+    Target(model="resnet20_cifar10", gates=("accuracy.sqnr >= 27.5", "latency.speedup >= 2.1")),
+    Target(model="vit_mnist", gates=("accuracy.sqnr >= 28", "latency.speedup >= 1.25")),
+    Target(
+        model="ultraface_rfb320",
+        gates=("accuracy.sqnr >= 38", "latency.speedup >= 2.3", "size.ratio <= 0.38"),
+    ),
+    Target(model="super_resolution_x3", gates=("accuracy.sqnr >= 26", "latency.speedup >= 3.0")),
+    Target(model="oww_embedding_cnn", gates=("accuracy.sqnr >= 24", "latency.speedup >= 1.7")),
+    Target(
+        model="mnist_cntk",
+        gates=("size.ratio <= 0.6", "accuracy.agreement >= 0.97"),
+        against_peer=False,
+    ),
+    Target(
+        model="mnist_mlp_pytorch",
+        gates=("size.ratio <= 0.45", "accuracy.agreement >= 0.97"),
+        against_peer=False,
+    ),
+    Target(model="oww_alexa_mlp", gates=("size.ratio <= 0.45",), against_peer=False),
+    Target(
+        model="ppocr_cls",
+        gates=("size.ratio <= 0.45", "accuracy.agreement >= 0.97"),
+        against_peer=False,
+    ),
+)
+
+SAME_BYTES = ("mobilenetv2_imagenet", "vit_mnist")
+"""Where the same command must give the same bytes: convolutions, and the sums of MatMul, LayerNormalization."""
+
+HELP_SECONDS = 0.3
+HEAVY = ("onnx", "onnx_ir", "onnxruntime", "numpy", "torch")
+"""What `qcli --help` must not import."""
