@@ -65,7 +65,7 @@ def compare(
     report = work(chosen_subjects(zoo_folder(zoo), models), options)
     console = _console()
     for table in report.models:
-        console.print(comparison_table(table))
+        console.print(comparison_table(table, reduce_range=report.reduce_range))
     _write(report, json)
 
 

@@ -47,7 +47,7 @@ def run_child(arguments: Sequence[str]) -> Child:
     """Runs this Python with `arguments`, as in `["-m", "qcli", "--help"]`, from the repository's root."""
     with TemporaryDirectory(prefix="qcli-bench-") as folder:
         cost = Path(folder) / "cost.json"
-        command = [sys.executable, "-I", "-S", str(_STOPWATCH), str(cost), sys.executable, *arguments]
+        command = [sys.executable, "-I", str(_STOPWATCH), str(cost), sys.executable, *arguments]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=_environment())
         if not cost.exists():  # the stopwatch itself was stopped
             return Child(exit_code=ended.returncode or 1, seconds=0, peak_mb=None, stdout="", stderr=ended.stderr)

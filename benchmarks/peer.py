@@ -18,14 +18,14 @@ from typing import Any
 
 import onnx
 from onnx import version_converter
-from onnxruntime.quantization import (  # type: ignore[import-untyped]
+from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
     QuantFormat,
     QuantType,
     quantize_static,
 )
-from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qcli.contracts import InputSpec
 from qcli.dataset import Sample, open_dataset

@@ -1,4 +1,4 @@
-"""Runs one command and writes what it cost as JSON: `python -I -S stopwatch.py RESULT COMMAND…`.
+"""Runs one command and writes what it cost as JSON: `python -I stopwatch.py RESULT COMMAND…`.
 
 A process of its own, because Linux lets a child's peak memory begin with that of the process that started it: whoever
 has just run onnxruntime would lend every later child its own peak. This one is small and imports next to nothing.
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 _POLL_SECONDS = 0.01
 
@@ -20,19 +21,19 @@ def main(result: str, command: list[str]) -> int:
     wait = _wait_posix if hasattr(os, "wait4") else _wait_polling
     code, peak_bytes = wait(process)
     seconds = time.perf_counter() - begin
-    with open(result, "w", encoding="utf-8") as file:
-        json.dump({"exit_code": code, "seconds": seconds, "peak_bytes": peak_bytes}, file)
+    cost = {"exit_code": code, "seconds": seconds, "peak_bytes": peak_bytes}
+    Path(result).write_text(json.dumps(cost), encoding="utf-8")
     return code
 
 
-def _wait_posix(process: "subprocess.Popen[bytes]") -> "tuple[int, int | None]":
+def _wait_posix(process: subprocess.Popen[bytes]) -> tuple[int, int | None]:
     _, status, usage = os.wait4(process.pid, 0)
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss * unit
 
 
-def _wait_polling(process: "subprocess.Popen[bytes]") -> "tuple[int, int | None]":
+def _wait_polling(process: subprocess.Popen[bytes]) -> tuple[int, int | None]:
     """Where there is no wait4: psutil, asked again and again; without psutil no memory is known."""
     try:
         import psutil

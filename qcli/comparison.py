@@ -22,6 +22,9 @@ from qcli.types import Array
 _AGREES_FROM_DB = 30.0
 """The optimized and the unoptimized model agree at this ratio, however little noise quantization adds."""
 
+_TOLERATED = 2.0
+"""How much more error power than the model as written the optimized one may have."""
+
 
 class Comparison:
     """The accuracy so far."""
@@ -127,8 +130,9 @@ class _Others:
 class OptimizationCheck:
     """The compressed model as written, run beside the optimized one on the first samples.
 
-    Optimization may not change what a model means by more than quantization did; where it does, a kernel
-    saturates or a fusion is wrong.
+    Both round differently here and there, and a deep network amplifies that up to the size of the quantization
+    noise itself. But both must be as near to the float model: where the optimized one has more than twice the error,
+    a kernel saturates or a fusion is wrong.
     """
 
     def __init__(self, compressed: Path | bytes, samples: int, threads: int) -> None:
@@ -137,6 +141,7 @@ class OptimizationCheck:
         self._session: Session | None = None
         self._between: dict[str, Sqnr] = {}
         self._intended: dict[str, Sqnr] = {}
+        self._obtained: dict[str, Sqnr] = {}
         self._max_abs = MaxAbs()
         if self._left > 0:
             try:
@@ -172,7 +177,7 @@ class OptimizationCheck:
         found = self.agreement()
         if found is not None and not found.agree:
             yield (
-                "onnxruntime's optimized kernels change the results by more than quantization does "
+                "onnxruntime's optimized kernels are further from the float model than the graph as written "
                 f"({found.sqnr:.1f} dB): 8-bit products saturate on this processor, or a fusion is wrong"
             )
 
@@ -182,11 +187,13 @@ class OptimizationCheck:
             if same_shape and np.isfinite(value).all():
                 self._between.setdefault(name, Sqnr()).update(value, result[name])
                 self._intended.setdefault(name, Sqnr()).update(reference[name], value)
+                self._obtained.setdefault(name, Sqnr()).update(reference[name], result[name])
                 self._max_abs.update(value, result[name])
 
     def _agrees(self, name: str) -> bool:
-        between = self._between[name]
-        return between.value() >= _AGREES_FROM_DB or between.noise <= self._intended[name].noise
+        if self._between[name].value() >= _AGREES_FROM_DB:
+            return True
+        return self._obtained[name].noise <= _TOLERATED * self._intended[name].noise
 
 
 def is_float(value: Any) -> bool:

@@ -124,7 +124,7 @@ def bench(
         raise UsageError("there is no model to measure", "name one or more .onnx files")
     inputs = [load_model(path).inputs() for path in models]
     given = list(feeds) or [made_up_feeds(inputs[0])]
-    latency = measure([Session(path, threads=threads) for path in models], given, threads, effort)
+    latency = measure([Session(path, threads=threads, spin=False) for path in models], given, threads, effort)
     rows = tuple(
         BenchRow(
             path=str(path),

@@ -94,7 +94,10 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     watch = watch or Watch()
     float_model, compressed = _model(job.float_model), _model(job.compressed)
     _check_same_interface(float_model, compressed)
-    sessions = _Sessions(Session(job.float_model, threads=job.threads), Session(job.compressed, threads=job.threads))
+    sessions = _Sessions(
+        Session(job.float_model, threads=job.threads, spin=False),
+        Session(job.compressed, threads=job.threads, spin=False),
+    )
     comparison = Comparison()
     check = OptimizationCheck(job.compressed, job.unoptimized_samples, job.threads)
     feeds = _run_all(job, sessions, (comparison, check), watch)

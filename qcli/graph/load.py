@@ -151,7 +151,13 @@ def _embed(path: Path, proto: onnx.ModelProto) -> None:
 def _confined(path: Path, folder: Path, location: str) -> Path:
     pure = PurePosixPath(location.replace("\\", "/"))
     resolved = (folder / location.replace("\0", "..")).resolve()
-    if not location or "\0" in location or pure.is_absolute() or ".." in pure.parts or not resolved.is_relative_to(folder):
+    if (
+        not location
+        or "\0" in location
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or not resolved.is_relative_to(folder)
+    ):
         raise InputError(
             f"external data '{location}' of '{path}' lies outside the model's folder", "keep the data beside the model"
         )

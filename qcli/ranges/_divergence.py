@@ -52,9 +52,7 @@ class Shape(Noun, frozen=True, kw_only=True):
         )
 
 
-def partition(
-    typical: Float64Array, below: Float64Array, above: Float64Array, bins: int, folded: bool
-) -> Float64Array:
+def partition(typical: Float64Array, below: Float64Array, above: Float64Array, bins: int, folded: bool) -> Float64Array:
     """Edges from -below to above, or from 0 if `folded`: linear up to `typical`, logarithmic beyond."""
     first, last = (np.zeros(1), np.maximum(below, above)) if folded else (-below, above)
     sides = 1 if folded else 2
@@ -68,9 +66,7 @@ def _running_total(terms: Float64Array) -> Float64Array:
     return np.concatenate([[0.0], np.cumsum(terms)])
 
 
-def divergences(
-    shape: Shape, levels: int, bins: int, lows: Float64Array, highs: Float64Array
-) -> Float64Array:
+def divergences(shape: Shape, levels: int, bins: int, lows: Float64Array, highs: Float64Array) -> Float64Array:
     """The divergences [candidates] of the ranges from -lows to highs, or up to the larger one if folded.
 
     Migacz 2017: KL(P || Q) = sum of P * log(P / Q).
@@ -86,15 +82,11 @@ def divergences(
     density = np.divide(mass / inside[:, None], filled, out=np.ones_like(mass), where=held)
     information = np.diff(np.interp(cuts[:, [0, -1]], shape.edges, shape.information), axis=1)[:, 0]
     divergence = information - (mass * np.log(density)).sum(axis=1) + held.sum(axis=1) / (2 * shape.values)
-    inner = np.interp(
-        np.stack([first, last], 1) + np.outer((last - first) / bins, [1, -1]), shape.edges, shape.mass
-    )
+    inner = np.interp(np.stack([first, last], 1) + np.outer((last - first) / bins, [1, -1]), shape.edges, shape.mass)
     clipped = np.stack([reached[:, 0], 1.0 - reached[:, -1]], axis=1)
     end_bins = np.abs(inner - reached[:, [0, -1]])
     spread = mass[:, [0, -1]] * (levels / bins / inside[:, None])
-    return np.asarray(
-        divergence + _clipping(clipped, end_bins, (1 - _SMOOTHING) * spread + _SMOOTHING / bins)
-    )
+    return np.asarray(divergence + _clipping(clipped, end_bins, (1 - _SMOOTHING) * spread + _SMOOTHING / bins))
 
 
 def _clipping(clipped: Float64Array, end_bins: Float64Array, quantized: Float64Array) -> Float64Array:

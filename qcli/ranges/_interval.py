@@ -41,8 +41,6 @@ def step_ratio(least: Float64Array, most: Float64Array, number: int) -> Float64A
     return result
 
 
-def rungs(
-    start: Float64Array, ratio: Float64Array, exponents: Float64Array, most: Float64Array
-) -> Float64Array:
+def rungs(start: Float64Array, ratio: Float64Array, exponents: Float64Array, most: Float64Array) -> Float64Array:
     """Bounds [channels, len(exponents)] to try: start * ratio**exponent, none above `most` [channels]."""
     return np.minimum(start[:, None] * ratio[:, None] ** exponents, most[:, None])

@@ -79,9 +79,7 @@ def _one_bound(
 ) -> tuple[Float64Array, Float64Array]:
     """The best bounds below and above zero, magnitudes [1], if both are the same clip of the data."""
     most = np.maximum(below, above)
-    best = _descend(
-        lambda bound: measure(np.minimum(bound, below), np.minimum(bound, above)), typical, most, most
-    )
+    best = _descend(lambda bound: measure(np.minimum(bound, below), np.minimum(bound, above)), typical, most, most)
     return np.minimum(best, below), np.minimum(best, above)
 
 

@@ -37,9 +37,7 @@ class Percentile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return around_zero(np.where(collapsed, lower, low), np.where(collapsed, upper, high))
 
 
-def _bound(
-    points: Float64Array, counts: Float64Array, cut: Float64Array, extreme: Float64Array
-) -> Float64Array:
+def _bound(points: Float64Array, counts: Float64Array, cut: Float64Array, extreme: Float64Array) -> Float64Array:
     """The last point [channels] with at most `cut` counts before it; `extreme` where none come before."""
     reached = np.cumsum(counts, axis=1)
     # The tolerance keeps a `cut` of 0.9999999999 values from being none.

@@ -23,9 +23,7 @@ def check_sample(record: Record, inputs: tuple[InputSpec, ...]) -> dict[str, Arr
 
 def fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
     """Whether every fixed dimension agrees; ranks must be equal."""
-    return len(shape) == len(wanted) and all(
-        want in (None, have) for have, want in zip(shape, wanted, strict=True)
-    )
+    return len(shape) == len(wanted) and all(want in (None, have) for have, want in zip(shape, wanted, strict=True))
 
 
 def shown(shape: Sequence[int | None]) -> str:
@@ -45,9 +43,7 @@ def _named(record: Record, inputs: tuple[InputSpec, ...]) -> dict[str, Array]:
         arrays = {known[0]: arrays[""]}
     unknown = sorted(set(arrays) - set(known))
     if unknown:
-        raise InputError(
-            f"{record.file}: the model has no input '{unknown[0]}'", did_you_mean(unknown[0], known)
-        )
+        raise InputError(f"{record.file}: the model has no input '{unknown[0]}'", did_you_mean(unknown[0], known))
     missing = [f"'{name}'" for name in known if name not in arrays]
     if missing:
         raise InputError(f"{record.file}: input {', '.join(missing)} is missing", f"found: {_list(arrays)}")

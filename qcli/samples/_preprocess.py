@@ -25,8 +25,7 @@ Size = int | tuple[int, int]
 
 _IMAGENET_GEOMETRY = {"resize": 256, "center_crop": 224}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "imagenet": _IMAGENET_GEOMETRY
-    | {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    "imagenet": _IMAGENET_GEOMETRY | {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     "imagenet-tf": _IMAGENET_GEOMETRY | {"scale": 1 / 127.5, "mean": 1.0, "layout": "nhwc"},
     "raw": {},
     "symmetric": {"scale": 1 / 127.5, "mean": 1.0},
@@ -136,9 +135,7 @@ def _resized(image: Image.Image, size: Size) -> Image.Image:
 def _cropped(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
     height, width = crop
     if height > image.height or width > image.width:
-        raise ValueError(
-            f"{image.height}x{image.width} is smaller than center_crop {height}x{width}; set resize"
-        )
+        raise ValueError(f"{image.height}x{image.width} is smaller than center_crop {height}x{width}; set resize")
     # Rounded to even like torchvision's center_crop, which the ImageNet models were evaluated with.
     top, left = round((image.height - height) / 2), round((image.width - width) / 2)
     return image.crop((left, top, left + width, top + height))

@@ -56,9 +56,7 @@ def _tensor(folder: Path, file: Path) -> Array:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import TensorProto, numpy_helper
 
-    with refusing(
-        folder, f"{file.name} is not a readable tensor", "write it as a serialized onnx.TensorProto"
-    ):
+    with refusing(folder, f"{file.name} is not a readable tensor", "write it as a serialized onnx.TensorProto"):
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise ValueError(f"{size} bytes are more than the limit of {MAX_BYTES}")

@@ -9,6 +9,7 @@ from qcli.graph import (
     Node,
     add_initializer,
     constant_of,
+    dimensions,
     insert_after,
     make_node,
     remove_node,
@@ -71,6 +72,9 @@ def _fold_gemm(graph: Graph, layer: Node, follower: Node, terms: _Terms) -> bool
 def _fold_matmul(graph: Graph, layer: Node, follower: Node, terms: _Terms) -> bool:
     """MatMul has no bias: the offset becomes an Add, along the last axis. Only a 2-D product has channels there."""
     weight, _, factor, offset = terms
+    data = layer.inputs[0]
+    if data is None or len(dimensions(data) or ()) != 2:
+        return False
     if follower.op_type != "BatchNormalization" or weight.ndim != 2 or weight.shape[1] != factor.size:
         return False
     set_constant(graph, layer, 1, (weight * factor).astype(weight.dtype))

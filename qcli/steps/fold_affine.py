@@ -33,7 +33,7 @@ def _fold(model: Model, node: Node) -> bool:
         if layer.op_type not in ("Conv", "ConvTranspose") or (operand == 1 and node.op_type == "Div"):
             continue
         channels = _per_channel(source, constant)
-        if channels is not None:
+        if channels is not None and (node.op_type != "Div" or channels.all()):
             return fold_affine_into(model.graph, layer, node, *_terms(node.op_type, operand, channels))
     return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcli.graph import Model, Node, constant_of, sole_consumer
+from qcli.graph import Model, Node, constant_of, infer_shapes, sole_consumer
 from qcli.steps._base import Step
 from qcli.steps._fold import fold_affine_into
 from qcli.types import Array
@@ -19,6 +19,7 @@ class FoldBatchnorm(Step, frozen=True, kw_only=True):
     """Folds BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul that feeds it and nothing else."""
 
     def run(self, model: Model) -> int:
+        infer_shapes(model)
         return sum(_fold(model, node) for node in tuple(model.graph) if node.op_type == "BatchNormalization")
 
 
@@ -42,5 +43,8 @@ def _affine(node: Node) -> tuple[Array, Array] | None:
         return None
     gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in constants)
     epsilon = node.attributes.get("epsilon")
-    factor = gamma / np.sqrt(variance + (epsilon.as_float() if epsilon is not None else 1e-5))
+    widened = variance + (epsilon.as_float() if epsilon is not None else 1e-5)
+    if not (widened > 0).all():
+        return None
+    factor = gamma / np.sqrt(widened)
     return factor, beta - mean * factor

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import assert_same, node, normal, operators, proto_of, wrapped
 
-from qcli.graph import infer_shapes
 from qcli.graph.model import Model
 from qcli.steps.fold_batchnorm import FoldBatchnorm
 from qcli.types import Array
@@ -31,7 +30,6 @@ def norm(channels: int, seed: int = 9) -> dict[str, Array]:
 
 def folded(proto: onnx.ModelProto) -> tuple[Model, int]:
     model = wrapped(proto)
-    infer_shapes(model)
     count = FoldBatchnorm().run(model)
     model.fix_names()
     return model, count
@@ -174,6 +172,12 @@ def test_refused_where_gemm_scales_its_bias_or_has_one_for_each_row() -> None:
     weights = norm(4) | {"w": normal(0, 3, 4), "b": normal(1, 4), "rows": normal(2, 2, 4)}
     for layer in (node("Gemm", "x w b", "c", beta=0.5), node("Gemm", "x w rows", "c")):
         expect_refused(proto_of([layer, bn("c", "y")], {"x": [2, 3]}, {"y": [2, 4]}, weights))
+
+
+def test_refused_where_the_variance_has_no_root() -> None:
+    weights = norm(2) | {"w": normal(0, 2, 2, 1, 1), "var": np.array([-1, 1], np.float32)}
+    proto = proto_of([node("Conv", "x w", "c"), bn("c", "y")], {"x": [1, 2, 3, 3]}, {"y": None}, weights)
+    assert folded(proto)[1] == 0
 
 
 def test_a_layer_inside_a_body_is_left_alone() -> None:
