@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qcli.contracts import InputSpec
-from qcli.errors import UsageError
+from qcli.errors import InputError, UsageError
 from qcli.graph import load_model
 from qcli.report import model_bytes
 from qcli.runtime import Session
@@ -123,6 +123,7 @@ def bench(
     if not models:
         raise UsageError("there is no model to measure", "name one or more .onnx files")
     inputs = [load_model(path).inputs() for path in models]
+    _check_same_inputs(models, inputs)
     given = list(feeds) or [made_up_feeds(inputs[0])]
     latency = measure([Session(path, threads=threads, spin=False) for path in models], given, threads, effort)
     rows = tuple(
@@ -136,6 +137,15 @@ def bench(
         for path, timing, ratio in zip(models, latency.timings, latency.ratios, strict=True)
     )
     return BenchReport(models=rows, rounds=latency.rounds, threads=threads, invented_samples=not feeds)
+
+
+def _check_same_inputs(models: Sequence[Path], inputs: Sequence[tuple[InputSpec, ...]]) -> None:
+    wanted = {spec.name for spec in inputs[0]}
+    for path, specs in zip(models, inputs, strict=True):
+        names = {spec.name for spec in specs}
+        if names != wanted:
+            problem = f"'{path}' takes {', '.join(sorted(names))}, '{models[0]}' takes {', '.join(sorted(wanted))}"
+            raise InputError(problem, "only models with the same inputs can be timed side by side")
 
 
 def made_up_feeds(inputs: Sequence[InputSpec]) -> dict[str, Array]:

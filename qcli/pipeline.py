@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from qcli.apply import apply_plan
+from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import collect
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
@@ -41,7 +42,7 @@ from qcli.report import (
 from qcli.solve import requests_of, solve
 from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
-from qcli.types import Plan
+from qcli.types import Plan, Request
 from qcli.validate import ValidateJob, Validation, validate
 from qcli.watch import Watch
 
@@ -95,7 +96,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     recipe = load_recipe(job.recipe, job.settings)
     source = load_model(job.model)
     refuse_quantized(source)
-    calibration = _calibration(job, recipe, source)
+    calibration = _calibration(job, recipe, source, watch)
     model = prepare(source, required_opset(recipe), recipe.prepare, _step_samples(job, recipe, source), watch)
     plan = make_plan(model, recipe) if job.plan is None else read_plan(job.plan)
     check_plan(plan, model)
@@ -132,13 +133,31 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
         )
     watch.phase("calibrate")
     requests = requests_of(prepared.plan, prepared.model)
+    key = _cache_key(job, prepared, requests)
+    known = find_statistics(key) if key is not None else None
+    if known is not None:
+        return known
     empty = Statistics.empty(
         requests,
         model_sha256=prepared.source.sha256,
         recipe_sha256=prepared.recipe.sha256,
         prepared_sha256=prepared.model.digest(),
     )
-    return collect(prepared.model, empty, prepared.calibration, threads=threads_of(job), progress=watch.progress)
+    samples = prepared.calibration
+    statistics = collect(prepared.model, empty, samples, threads=threads_of(job), progress=watch.progress)
+    if key is not None:
+        keep_statistics(key, statistics)
+    return statistics
+
+
+def _cache_key(job: QuantizeJob, prepared: Prepared, requests: tuple[Request, ...]) -> str | None:
+    """The name of the measurement in the cache, or None if it is not to be kept there."""
+    digest = prepared.calibration.digest() if job.cache and prepared.calibration is not None else None
+    if digest is None:
+        return None
+    facts = (prepared.source.sha256, prepared.recipe.sha256, prepared.model.digest())
+    preprocess = prepared.recipe.samples.calibration.preprocess
+    return cache_key(":".join(facts), digest, preprocess, requests)
 
 
 def _read_statistics(path: Path, prepared: Prepared) -> Statistics:
@@ -152,8 +171,9 @@ def _read_statistics(path: Path, prepared: Prepared) -> Statistics:
     return statistics
 
 
-def _calibration(job: QuantizeJob, recipe: Recipe, model: Model) -> SampleStream | None:
+def _calibration(job: QuantizeJob, recipe: Recipe, model: Model, watch: Watch) -> SampleStream | None:
     if job.random_samples is not None:
+        watch.warn(f"calibrated on {job.random_samples} random inputs: good for smoke tests, not for accuracy")
         return random_source(model.inputs(), job.random_samples)
     source = recipe.samples.calibration
     return open_source(source, job.calibration, model.inputs(), limit=job.samples, shard=job.shard)
@@ -238,11 +258,15 @@ def _dry_report(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Report:
 def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Report, watch: Watch) -> Report:
     """Writes what was asked for: the model if its gates hold, the reports in any case."""
     output = output_path(job)
+    facts = _facts_of(report.output)
     rejected = output.with_name(f"{output.stem}.rejected.onnx")
     if report.status == "passed":
         save_model(quantized, output)
     elif job.keep_failing:
         save_model(quantized, rejected)
+        report = msgspec.structs.replace(report, output=msgspec.structs.replace(facts, path=str(rejected)))
+    else:
+        report = msgspec.structs.replace(report, output=None)
     report = msgspec.structs.replace(
         report,
         warnings=tuple(watch.warnings),

@@ -217,10 +217,10 @@ def environment() -> Environment:
     from qcli.targets.ort_cpu import detect_isa
 
     return Environment(
-        qcli=_version("qcli"),
-        onnxruntime=_version("onnxruntime"),
-        onnx=_version("onnx"),
-        numpy=_version("numpy"),
+        qcli=package_version("qcli"),
+        onnxruntime=package_version("onnxruntime"),
+        onnx=package_version("onnx"),
+        numpy=package_version("numpy"),
         python=platform.python_version(),
         cpu=cpu_name(),
         isa=detect_isa(),
@@ -257,7 +257,8 @@ def _windows_peak_memory_mb() -> float | None:
     return float(psutil.Process().memory_info().peak_wset) / _MEGABYTE
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The installed version of a package, `unknown` in a checkout that is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,16 +1,22 @@
-"""The door to onnxruntime: sessions on the CPU, with errors made for people."""
+"""The door to onnxruntime: sessions on the CPU, with errors made for people.
+
+onnxruntime reports its use to its makers unless told not to, before it is imported; qcli does not.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from qcli.errors import RuntimeFailure
 from qcli.types import Array
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 _SILENT = 4
 """onnxruntime's log severity "fatal": its warnings are not for qcli's users; errors arrive as exceptions."""
@@ -78,7 +84,8 @@ class Session:
         try:
             values = self._session.run(names, dict(feeds), options)
         except _RUNTIME_ERRORS as error:
-            raise RuntimeFailure(f"onnxruntime cannot run the model: {_reason(error)}", "") from error
+            hint = "compare the inputs with what 'qcli inspect' shows"
+            raise RuntimeFailure(f"onnxruntime cannot run the model: {_reason(error)}", hint) from error
         return dict(zip(names, values, strict=True))
 
 

@@ -31,6 +31,10 @@ class SampleStream:
         for sample in self.dataset:
             yield sample.file, sample.feeds
 
+    def digest(self) -> str | None:
+        """sha256 (hex) of the samples read, None for random ones."""
+        return self.dataset.digest() if isinstance(self.dataset, Dataset) else None
+
     def files(self) -> tuple[Path, ...]:
         """The files read, for depfiles."""
         return tuple(file.path for file in self.dataset.files) if isinstance(self.dataset, Dataset) else ()

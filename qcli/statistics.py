@@ -6,7 +6,6 @@ import io
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,10 +15,13 @@ from qcli.contracts import Statistic
 from qcli.errors import InputError, QcliError, UsageError
 from qcli.files import replace_file
 from qcli.plugins import load
+from qcli.samples._arrays import read_array
+from qcli.samples._refuse import refusing
 from qcli.types import Array, Noun, Request
 
 _HEADER = "header"
 _FORMAT = 1
+_HINT = "make it with 'qcli calibrate'"
 
 
 class Header(Noun, frozen=True, kw_only=True):
@@ -93,15 +95,13 @@ class Statistics:
 
 def load_statistics(path: Path) -> Statistics:
     """Statistics from a file. Raises InputError if it is no such file."""
+    arrays = _arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        data: Any = msgspec.json.decode(arrays.pop(_HEADER).tobytes())
-        header = convert(data, Header, where=f"statistics '{path}'")
-    except FileNotFoundError:
-        raise InputError(f"statistics '{path}' not found", "make them with 'qcli calibrate'") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.DecodeError, QcliError) as error:
-        raise InputError(f"'{path}' is not a statistics file", "make it with 'qcli calibrate'") from error
+        header = convert(msgspec.json.decode(arrays.pop(_HEADER).tobytes()), Header, where=f"statistics '{path}'")
+    except (KeyError, msgspec.DecodeError, QcliError) as error:
+        raise InputError(f"'{path}' is not a statistics file", _HINT) from error
+    if header.format != _FORMAT:
+        raise InputError(f"the statistics '{path}' have format {header.format}", f"this qcli reads format {_FORMAT}")
     measured: dict[str, Statistic] = {}
     for index, request in enumerate(header.requests):
         prefix = f"{index}."
@@ -110,9 +110,24 @@ def load_statistics(path: Path) -> Statistics:
     return Statistics(header, measured)
 
 
+def _arrays(path: Path) -> dict[str, Array]:
+    try:
+        content = io.BytesIO(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"statistics '{path}' not found", "make them with 'qcli calibrate'") from None
+    except OSError as error:
+        raise InputError(f"statistics '{path}' cannot be read: {error.strerror}", "check the path") from error
+    arrays: dict[str, Array] = {}
+    with refusing(path, "is not a statistics file", _HINT), zipfile.ZipFile(content) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as stream:
+                arrays[member.filename.removesuffix(".npy")] = read_array(stream, member.file_size)
+    return arrays
+
+
 def _restore(path: Path, request: Request, arrays: dict[str, Array]) -> Statistic:
     try:
         restored: Statistic = load("stats", request.statistic).from_arrays(arrays)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, QcliError) as error:
         raise InputError(f"'{path}' is damaged: {request.key}", "calibrate again") from error
     return restored

@@ -169,7 +169,7 @@ def quantized_of(
 
 def finished(source: Model, plan: Plan, stream: Stream) -> Quantized:
     """Calibrate, solve and apply a plan."""
-    empty = Statistics.empty(source.sha256, "", requests_of(plan, source))
+    empty = Statistics.empty(requests_of(plan, source))
     statistics = collect(source, empty, stream)
     solution = solve(source, plan, statistics)
     return Quantized(source, plan, statistics, solution, apply_plan(source, plan, solution))

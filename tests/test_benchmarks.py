@@ -75,7 +75,7 @@ def test_a_contender_that_fails_is_a_row(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_calibration_measures_each_number_of_samples() -> None:
     report = measure_calibration(subject(None, "mlp"), repeats=1, counts=(2, 4))
-    assert [each.name for each in report.contenders][0] == REFERENCE.name
+    assert report.contenders[0].name == REFERENCE.name
     for each in report.contenders:
         assert [at.samples for at in each.costs] == [2, 4]
         assert all(at.wall_s > 0 and not at.message for at in each.costs)

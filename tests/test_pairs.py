@@ -115,10 +115,11 @@ def test_codes_of_one_sign_in_a_pair_add_up_to_128_at_most(
     assert np.maximum(-pairs, 0).sum(axis=2).max(initial=0) <= PAIR_LIMIT
 
 
-def test_most_weights_keep_their_scale() -> None:
+def test_it_costs_less_than_the_eighth_bit() -> None:
     weight = normal(0, 64, 256).T.copy()
     scale = scale_of(weight, 1)
-    assert (pair_floor(first_node(layer("MatMul", weight)), weight, scale) <= scale.scale).mean() > 0.5
+    growth = pair_floor(first_node(layer("MatMul", weight)), weight, scale) / scale.scale
+    assert np.median(growth) < 1.35 and growth.max() < 2
 
 
 def integer_twin(proto: onnx.ModelProto, codes: Array) -> tuple[onnx.ModelProto, str]:
@@ -187,7 +188,7 @@ def test_the_limit_is_what_keeps_this_processor_right() -> None:
     for codes, wrong in ((full, detect_isa() == "avx2"), (halved, False)):
         twin, name = integer_twin(proto, codes)
         written, optimized = (run(twin, feeds, optimize=optimize)[name].astype(int) for optimize in (False, True))
-        assert (np.abs(written - optimized).max() > 1) is wrong
+        assert bool(np.abs(written - optimized).max() > 1) is wrong
 
 
 @pytest.mark.parametrize(("isa", "limited"), [("avx2", True), ("vnni", False), ("arm64", False)])
