@@ -34,7 +34,7 @@ def _usage_error(text: str, kind: type[Any], where: str) -> UsageError:
 
 
 def _suggestion(word: str, kind: type[Any]) -> str:
-    return did_you_mean(word, _field_names(kind, set()))
+    return did_you_mean(word, _field_names(kind, set())) or "it takes no options"
 
 
 def _field_names(kind: Any, seen: set[Any]) -> set[str]:

@@ -20,7 +20,7 @@ class RuleBook:
         self._rules = recipe.rules
         self._model = model
         self._by_output = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
-        self._regions = {sourced.origin: _region(model, sourced) for sourced in recipe.rules}
+        self._regions = {id(sourced): _region(model, sourced) for sourced in recipe.rules}
         self._refuse_idle_rules()
 
     def refusal(self, node: Node) -> str | None:
@@ -74,7 +74,7 @@ class RuleBook:
 
     def _matches(self, sourced: SourcedRule, node: Node, role: Role, value: str | None) -> bool:
         match = sourced.rule.match
-        region = self._regions[sourced.origin]
+        region = self._regions[id(sourced)]
         return (
             _any_equal(match.op, node.op_type)
             and _any_glob(match.name, (original_name(node), node.outputs[0].name or ""))

@@ -37,8 +37,11 @@ def pair_floor(node: Node, weight: Array, scale: Scale) -> npt.NDArray[np.float6
 def kernel_rows(node: Node, weight: Array) -> Array | None:
     """The weights of each output channel in the order in which the kernel adds their products: [channels, K].
 
-    A convolution runs on channels-last data, kernel position by kernel position. None where nothing is paired.
+    A convolution runs on channels-last data, kernel position by kernel position. None where nothing is paired: in
+    depthwise convolutions, and in operators that run in float.
     """
+    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return None
     if node.op_type == "Conv":
         if weight.shape[1] == 1 and _group(node) == weight.shape[0]:
             return None

@@ -200,8 +200,9 @@ def _clips(node: Node, value: Value) -> bool:
         return True
     if node.op_type not in ("Clip", "Max", "Min") or node.inputs.count(value) != 1:
         return False
-    bounds = [item for item in node.inputs if item is not None and item is not value]
-    return all(is_constant(item) and (array := constant_of(item)) is not None and array.size == 1 for item in bounds)
+    rank = len(dimensions(value) or ())
+    bounds = [constant_of(item) for item in node.inputs if item is not None and item is not value]
+    return all(array is not None and array.size == 1 and array.ndim <= rank for array in bounds)
 
 
 def _forward(graph: Graph, candidates: dict[Node, Placed]) -> dict[Node, Placed]:

@@ -11,7 +11,7 @@ import msgspec
 from qcli.configure import convert
 from qcli.errors import NothingToDoError, UnsupportedError, UsageError
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, original_name
-from qcli.layers import output_channel_axis
+from qcli.layers import LAYERS, output_channel_axis
 from qcli.matching import RuleBook
 from qcli.placement import Layout, Placed, place
 from qcli.plugins import create
@@ -41,7 +41,8 @@ def make_plan(model: Model, recipe: Recipe) -> Plan:
     layout = place(model, target, rules.refusal)
     entries = tuple(_entries(layout, rules))
     if not entries:
-        reasons = sorted({kept.reason for kept in layout.kept})
+        layers_first = sorted(layout.kept, key=lambda kept: kept.op not in LAYERS)
+        reasons = tuple(dict.fromkeys(kept.reason for kept in layers_first))
         raise NothingToDoError("nothing in this model can be quantized", "; ".join(reasons[:3]) or "it has no weights")
     _check_formats(entries, target, recipe.target)
     return Plan(

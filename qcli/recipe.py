@@ -166,7 +166,7 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
     samples: dict[str, dict[str, Any]] = {"calibration": {}, "validation": {}}
     for layer in layers:
         for key in ("description", "target", "prepare", "finish"):
-            if key in layer.data:
+            if layer.data.get(key) is not None:
                 origins[key] = layer.label
         for kind, source in (layer.data.get("samples") or {}).items():
             samples[kind].update(source)
@@ -192,7 +192,7 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
 
 
 def _last(layers: list[_Layer], key: str, default: Any) -> Any:
-    stated = [getattr(layer.file, key) for layer in layers if key in layer.data]
+    stated = [getattr(layer.file, key) for layer in layers if layer.data.get(key) is not None]
     return stated[-1] if stated else default
 
 

@@ -45,7 +45,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """Plain data from YAML text. Raises UsageError that names `where` and the line."""
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        # the last three are PyYAML's on a tag whose value does not fit it, e.g. `!!int ''`
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -25,7 +25,8 @@ LAYERS = {
     "ranges and their like": ("ranges.*", "roundings.*", "metrics.*", "targets.*", "statistics"),
     "graph plug-ins": ("encodings.*", "steps.*"),
     "facts": ("recipe", "report", "dataset", "tracing", "pairs"),
-    "parts of a stage": ("matching", "placement", "calibrate", "gates", "kernels", "latency", "comparison", "sources"),
+    "parts of a stage": ("matching", "placement", "calibrate", "cache", "sources"),
+    "parts of a judgement": ("gates", "kernels", "latency", "comparison"),
     "stages": ("plan", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
     "writing": ("apply",),
     "jobs": ("pipeline", "side_by_side", "check"),
@@ -42,7 +43,7 @@ FOR_TYPES_ONLY = {("contracts", "distribution"), ("report", "graph")}
 DOORS = {"onnx": ("graph", "graph.*"), "onnx_ir": ("graph", "graph.*"), "onnxruntime": ("runtime",), "torch": ()}
 """Who may import a library; of torch, nobody."""
 
-NUMBERS_ONLY = ("formats.*", "stats.*", "samples.*", "ranges.*", "roundings.*", "metrics.*", "distribution")
+NUMBERS_ONLY = ("formats.*", "stats.*", "ranges.*", "roundings.*", "metrics.*", "distribution")
 """What works on arrays and must not know graphs."""
 
 

@@ -65,11 +65,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def environment(folder: Path) -> dict[str, str]:
+    own = {"PYTHONPATH": str(ROOT), "QCLI_CACHE_DIR": str(folder / "cache")}
+    return {**os.environ, **own, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONUTF8": "1"}
+
+
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     runnable = re.sub(r"^qcli\b", f'"{sys.executable}" -m qcli', command)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "NO_COLOR": "1", "PYTHONUTF8": "1"}
     return subprocess.run(
-        runnable, shell=True, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False
+        runnable, shell=True, cwd=folder, env=environment(folder), capture_output=True, encoding="utf-8", check=False
     )
 
 
@@ -99,7 +103,7 @@ def test_python_block(block: str, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(folder),
         capture_output=True,
         text=True,
         check=False,
@@ -109,7 +113,9 @@ def test_python_block(block: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_is_in_the_table(preset: str) -> None:
-    assert f"| `{preset}` |" in README, f"the README's table of presets lacks {preset}: {load_recipe(preset).description}"
+    assert f"| `{preset}` |" in README, (
+        f"the README's table of presets lacks {preset}: {load_recipe(preset).description}"
+    )
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(((?!https?:)[^)#]+)", README))

@@ -152,7 +152,7 @@ def test_a_key_left_empty_says_nothing(tmp_path: Path, key: str) -> None:
 
 
 def test_the_line_of_a_mistake_is_named(tmp_path: Path) -> None:
-    assert "line 3" in refused(tmp_path, "version: 1\nrules:\n  - [\n").message
+    assert "line 3" in refused(tmp_path, "version: 1\nrules: []\ntarget: a: b\n").message
 
 
 def test_aliases_are_refused(tmp_path: Path) -> None:
@@ -197,10 +197,13 @@ def test_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "own.yaml"))
 
 
+LETTERS = st.characters(codec="utf-8", exclude_characters="\x85")
+"""All but NEL, which PyYAML writes as it is and reads as a line break."""
+
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(st.characters(codec="utf-8"), max_size=8)
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(LETTERS, max_size=8)
 )
-DATA = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)))
+DATA = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(LETTERS, max_size=5), inner, max_size=3)))
 
 
 @settings(max_examples=200, deadline=None)
