@@ -10,7 +10,7 @@ import msgspec
 
 from benchmarks.children import Child, progress, run_child
 from benchmarks.commands import command_checks
-from benchmarks.contenders import REFERENCE
+from benchmarks.contenders import FULL_RANGE, REFERENCE, Contender, reduces_range
 from benchmarks.judge import interleaved_latency
 from benchmarks.outcome import AcceptanceReport, Check
 from benchmarks.subjects import Subject, subject
@@ -19,6 +19,7 @@ from qcli.errors import QcliError, UsageError
 from qcli.gates import evaluate, parse_gate
 from qcli.latency import Effort
 from qcli.report import Report, environment
+from qcli.types import Noun
 
 _SPEEDUP = "latency.speedup"
 _EFFORT = Effort(least=2.0, most=10.0)
@@ -62,10 +63,9 @@ def _check_model(model: Subject, target: Target) -> Iterator[Check]:
         if child.exit_code:
             return
         report = msgspec.json.decode(child.stdout, type=Report)
-        peer = _peer(model, target, theirs) if target.against_peer else None
-        speedups = _speedups((model.model, ours, theirs), model) if peer is not None else None
+        beside = _beside(model, target, (ours, theirs)) if target.against_peer else _Beside()
         for gate in target.gates:
-            yield _check(model.name, gate, report, peer, speedups)
+            yield _check(model.name, gate, report, beside)
 
 
 def _quantize(model: Subject, target: Target, output: Path) -> list[str]:
@@ -75,46 +75,71 @@ def _quantize(model: Subject, target: Target, output: Path) -> list[str]:
     return [*command, *limit, *model.settings()]
 
 
-def _peer(model: Subject, target: Target, output: Path) -> Report | None:
+class _Beside(Noun, frozen=True, kw_only=True):
+    """What onnxruntime's models reach: `full_range` is the one with 8-bit weights, where `peer` has 7.
+
+    `speedups` are qcli's and the peer's over the float model, all three in one process and in turn.
+    """
+
+    peer: Report | None = None
+    full_range: Report | None = None
+    speedups: tuple[float, float] | None = None
+
+
+def _beside(model: Subject, target: Target, files: tuple[Path, Path]) -> _Beside:
+    ours, theirs = files
+    peer = _peer(model, target, theirs, REFERENCE)
+    if peer is None:
+        return _Beside()
+    wide = theirs.with_name("full-range.onnx")
+    latency = interleaved_latency((model.model, ours, theirs), model.evaluation_set(None), _EFFORT)
+    return _Beside(
+        peer=peer,
+        full_range=_peer(model, target, wide, FULL_RANGE) if reduces_range() else None,
+        speedups=(latency.ratios[1], latency.ratios[2]),
+    )
+
+
+def _peer(model: Subject, target: Target, output: Path, contender: Contender) -> Report | None:
     """onnxruntime's model, judged by `qcli validate` on the same samples; None if there is none."""
-    made = run_child(REFERENCE.command(model, output, target.samples))
+    made = run_child(contender.command(model, output, target.samples))
     if made.exit_code:
-        progress(f"{model.name}: onnxruntime: {made.complaint}")
+        progress(f"{model.name}: {contender.name}: {made.complaint}")
         return None
     command = ["-m", "qcli", "validate", str(model.model), str(output), "-d", str(model.evaluation)]
     judged: Child = run_child([*command, "--json", "-q", "--no-latency", *model.settings()])
     if judged.exit_code:
-        progress(f"{model.name}: onnxruntime's model: {judged.complaint}")
+        progress(f"{model.name}: {contender.name}: {judged.complaint}")
         return None
     return msgspec.json.decode(judged.stdout, type=Report)
 
 
-def _speedups(files: Sequence[Path], model: Subject) -> tuple[float, ...]:
-    """Of both quantized models over the float one, all three in one process and in turn."""
-    return interleaved_latency(files, model.evaluation_set(None), _EFFORT).ratios[1:]
-
-
-def _check(name: str, text: str, report: Report, peer: Report | None, speedups: tuple[float, ...] | None) -> Check:
+def _check(name: str, text: str, report: Report, beside: _Beside) -> Check:
     gate = parse_gate(text)
-    side_by_side = speedups if gate.path == _SPEEDUP else None
     value, passed = _judged(text, report)
-    check = Check(
+    timed = beside.speedups if gate.path == _SPEEDUP else None
+    peer = timed[1] if timed is not None else _judged(text, beside.peer)[0]
+    notes = ["not measured"] if value is None else []
+    if timed is not None:
+        notes.append(f"beside onnxruntime's: {timed[0]:.2f}")
+    wide = _judged(text, beside.full_range)[0]
+    if wide is not None and gate.path.startswith("accuracy."):
+        notes.append(f"onnxruntime with 8-bit weights: {wide:.3f}")
+    return Check(
         subject=name,
         what=gate.path,
         target=text.removeprefix(gate.path).strip(),
         measured=value,
         met=passed,
-        onnxruntime=_judged(text, peer)[0] if peer is not None else None,
-        note="" if value is not None else "not measured",
+        onnxruntime=peer,
+        note="; ".join(notes),
     )
-    if side_by_side is None:
-        return check
-    ours, theirs = side_by_side
-    return msgspec.structs.replace(check, onnxruntime=theirs, note=f"beside onnxruntime's: {ours:.2f}")
 
 
-def _judged(gate: str, report: Report) -> tuple[float | None, bool]:
+def _judged(gate: str, report: Report | None) -> tuple[float | None, bool]:
     """The number behind a gate and whether it is good enough; what was not measured is not."""
+    if report is None:
+        return None, False
     try:
         result = evaluate([parse_gate(gate)], report)[0]
     except QcliError:

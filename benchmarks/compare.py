@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from benchmarks.children import Child, interleaved, median_peak, median_seconds, progress
-from benchmarks.contenders import ALL, REFERENCE, Contender, reduces_range
+from benchmarks.contenders import REFERENCE, Contender, contenders, reduces_range
 from benchmarks.judge import Judgement, Verdict, judge
 from benchmarks.subjects import Subject
 from qcli.latency import Effort
@@ -89,14 +89,15 @@ def compare(subjects: Sequence[Subject], options: Options) -> CompareReport:
 
 def compare_one(subject: Subject, options: Options) -> Table:
     with TemporaryDirectory(prefix="qcli-bench-") as folder:
-        outputs = {contender: Path(folder) / f"{contender.tool}-{contender.mode}.onnx" for contender in ALL}
-        progress(f"{subject.name}: {len(ALL)} contenders, {options.repeats} run(s) each")
+        competing = contenders()
+        outputs = {each: Path(folder) / f"{each.tool}-{each.mode}.onnx" for each in competing}
+        progress(f"{subject.name}: {len(competing)} contenders, {options.repeats} run(s) each")
         commands = [contender.prepared(subject, output, options.samples) for contender, output in outputs.items()]
-        runs = dict(zip(ALL, interleaved(commands, options.repeats), strict=True))
+        runs = dict(zip(competing, interleaved(commands, options.repeats), strict=True))
         made = [output for contender, output in outputs.items() if _works(runs[contender]) and output.exists()]
         progress(f"{subject.name}: judging {len(made)} models")
         judgement = judge(subject.model, made, subject.evaluation_set(options.evaluation), options.effort)
-        rows = [_row(subject, outputs[contender], runs[contender], judgement, contender) for contender in ALL]
+        rows = [_row(subject, outputs[contender], runs[contender], judgement, contender) for contender in competing]
     return Table(
         model=subject.name,
         float_bytes=subject.model.stat().st_size,

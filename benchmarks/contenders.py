@@ -39,7 +39,10 @@ class Contender(Noun, frozen=True, kw_only=True):
 REFERENCE = Contender(tool="onnxruntime", mode="minmax")
 """What ratios are taken against."""
 
-ALL = (
+FULL_RANGE = Contender(tool="onnxruntime", mode="minmax-8bit")
+"""The reference with all 8 bits of its weights: what it could be on a CPU that does not saturate, or barely does."""
+
+_ALWAYS = (
     REFERENCE,
     Contender(tool="onnxruntime", mode="percentile"),
     Contender(tool="qcli", mode="int8"),
@@ -47,6 +50,11 @@ ALL = (
     Contender(tool="qcli", mode="int8-percentile"),
     Contender(tool="qcli", mode="int8-entropy"),
 )
+
+
+def contenders() -> tuple[Contender, ...]:
+    """All that compete on this machine: where the reference gives up a bit of its weights, it competes with it too."""
+    return (_ALWAYS[0], FULL_RANGE, *_ALWAYS[1:]) if reduces_range() else _ALWAYS
 
 
 def reduces_range() -> bool:
@@ -60,7 +68,8 @@ def _qcli(mode: str, subject: Subject, output: Path) -> list[str]:
 
 
 def _onnxruntime(mode: str, subject: Subject, output: Path) -> list[str]:
-    command = ["-m", "benchmarks.peer", str(subject.model), str(output), "--method", mode]
+    method, _, width = mode.partition("-")
+    command = ["-m", "benchmarks.peer", str(subject.model), str(output), "--method", method]
     preprocess = msgspec.json.encode(subject.preprocess).decode()
-    narrow = ["--reduce-range"] if reduces_range() else []
+    narrow = ["--reduce-range"] if reduces_range() and not width else []
     return [*command, "--calibration", str(subject.calibration), "--preprocess", preprocess, *narrow]

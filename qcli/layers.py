@@ -26,6 +26,14 @@ def output_channel_axis(node: Node) -> int | None:
     return len(shape) - 1 if shape is not None and len(shape) >= 2 else None
 
 
+def bias_layer(reader: Node, operand: int) -> Node | None:
+    """The layer that a bias belongs to: its reader, or the MatMul in front of an Add; None if there is none."""
+    if reader.op_type != "Add":
+        return reader
+    data = reader.inputs[1 - operand]
+    return data.producer() if data is not None else None
+
+
 def multiply_accumulates(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
     """The multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul for the given shapes; 0 if unknown."""
     names = [value.name if value is not None else None for value in (*node.inputs[:2], node.outputs[0])]

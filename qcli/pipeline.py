@@ -49,6 +49,8 @@ from qcli.watch import Watch
 _STEP_SAMPLES = 32
 """Steps that measure look at this many samples, spread evenly over all."""
 
+_MOSTLY_FLOAT = 0.5
+
 _SMOKE_SAMPLES = 16
 """Without evaluation samples the result is compared on this many of the calibration samples."""
 
@@ -226,6 +228,9 @@ def _report(job: QuantizeJob, prepared: Prepared, plan: Plan, validation: Valida
         watch.warn(warning)
     if validation.latency is not None and validation.latency.speedup < 1:
         watch.warn(f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)")
+    share = validation.kernels.integer_share
+    if share < _MOSTLY_FLOAT:
+        watch.warn(f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float")
     calibration = len(prepared.calibration) if prepared.calibration is not None else None
     return Report(
         command="quantize",

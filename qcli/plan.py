@@ -11,7 +11,7 @@ import msgspec
 from qcli.configure import convert
 from qcli.errors import NothingToDoError, UnsupportedError, UsageError
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, original_name
-from qcli.layers import LAYERS, output_channel_axis
+from qcli.layers import LAYERS, bias_layer, output_channel_axis
 from qcli.matching import RuleBook
 from qcli.placement import Layout, Placed, place
 from qcli.plugins import create
@@ -85,10 +85,34 @@ def check_plan(plan: Plan, model: Model) -> None:
     """Raises UsageError if a plan was made for another model or names nodes that this one lacks."""
     if plan.model_sha256 != model.sha256:
         raise UsageError("the plan was made for another model", "make it again with 'qcli plan'")
-    known = {value.name for node in model.nodes() for value in node.outputs}
+    nodes = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
     for entry in plan.entries:
-        if entry.site.node not in known:
-            raise UsageError(f"the plan names the node '{entry.site.node}', which the model lacks", "make it again")
+        _check_site(entry.site, nodes.get(entry.site.node))
+    for entry in plan.entries:
+        if entry.site.role is Role.BIAS:
+            _check_bias(plan, entry.site, nodes[entry.site.node])
+
+
+def _check_site(site: Site, node: Node | None) -> None:
+    if node is None:
+        raise UsageError(f"the plan names the node '{site.node}', which the model lacks", "make it again")
+    values = node.outputs if site.role is Role.OUTPUT else node.inputs
+    value = values[site.operand] if 0 <= site.operand < len(values) else None
+    if value is None or value.name != site.value:
+        raise UsageError(
+            f"'{site.value}' is not {site.role.value} {site.operand} of '{site.node}'", "make the plan again"
+        )
+
+
+def _check_bias(plan: Plan, site: Site, reader: Node) -> None:
+    """A bias in integers needs the scales of its layer's weight and input."""
+    layer = bias_layer(reader, site.operand)
+    data = layer.inputs[0] if layer is not None and layer.inputs else None
+    weighted = {entry.site.node for entry in plan.entries if entry.site.role is Role.WEIGHT}
+    scaled = {entry.site.value for entry in plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)}
+    if layer is None or data is None or layer.outputs[0].name not in weighted or data.name not in scaled:
+        problem = f"the plan has an entry for the bias '{site.value}' but not for its layer's weight and input"
+        raise UsageError(problem, "leave out the bias too")
 
 
 def _plain(noun: Any) -> Any:

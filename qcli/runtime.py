@@ -6,6 +6,7 @@ onnxruntime reports its use to its makers unless told not to, before it is impor
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ import onnxruntime
 
 _SILENT = 4
 """onnxruntime's log severity "fatal": its warnings are not for qcli's users; errors arrive as exceptions."""
+
+_CODE = re.compile(r"^\d+ : [A-Z_]+ : ")
+"""How onnxruntime's messages begin, e.g. `1 : FAIL : `."""
 
 _RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
@@ -94,10 +98,11 @@ def runtime_version() -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The last sentence of onnxruntime's message, without its C++ source locations."""
+    """The first line of onnxruntime's message, without its codes and C++ source locations."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    return text.rsplit("Status Message: ", maxsplit=1)[-1].removeprefix("[ONNXRuntimeError] : ").strip()
+    text = text.rsplit("Status Message: ", maxsplit=1)[-1].removeprefix("[ONNXRuntimeError] : ").strip()
+    return _CODE.sub("", text)
 
 
 def saturates() -> bool:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from qcli.distribution import Distribution, from_weights
 from qcli.graph import Model, Node, Value, constant_of
+from qcli.layers import bias_layer
 from qcli.pairs import pair_floor
 from qcli.plugins import create
 from qcli.statistics import Statistics
@@ -142,8 +143,8 @@ class _Solver:
         floor = np.zeros(scale.scale.size)
         bias = self._bias_of(node)
         if bias is not None:
-            magnitude = np.abs(bias.reshape(-1).astype(np.float64))
-            largest = magnitude if magnitude.size == floor.size else magnitude.max(initial=0.0)
+            columns = np.abs(bias.astype(np.float64)).reshape(-1, bias.shape[-1] if bias.ndim else 1).max(axis=0)
+            largest = columns if columns.size == floor.size else columns.max(initial=0.0)
             floor = np.maximum(floor, largest / (self._input_scale(node) * _BIAS_LEVELS))
         if self._target.pair_limited():
             floor = np.maximum(floor, pair_floor(node, weight, scale))
@@ -180,10 +181,7 @@ class _Solver:
     def _layer_of(self, entry: Entry) -> Node:
         """The layer that a bias belongs to: the node itself, or the MatMul in front of its Add."""
         node = self._nodes[entry.site.node]
-        if node.op_type != "Add":
-            return node
-        data = node.inputs[1 - entry.site.operand]
-        layer = data.producer() if data is not None else None
+        layer = bias_layer(node, entry.site.operand)
         if layer is None:
             raise ValueError(f"the bias Add {node.name} has no layer in front of it")
         return layer

@@ -16,7 +16,7 @@ from benchmarks.calibration import CalibrationReport, Cost, CostRow, _met, measu
 from benchmarks.children import Child, interleaved, run_child
 from benchmarks.commands import heavy_imports
 from benchmarks.compare import QUICK, CompareReport, Ratios, Row, compare_one, ratios
-from benchmarks.contenders import ALL, REFERENCE, Contender
+from benchmarks.contenders import FULL_RANGE, REFERENCE, Contender, contenders
 from benchmarks.outcome import AcceptanceReport, Check
 from benchmarks.peer import free_initializers
 from benchmarks.subjects import Subject, chosen_subjects, required_zoo, subject, zoo_folder
@@ -50,7 +50,7 @@ def test_a_quick_run_writes_the_figures_of_every_contender(tmp_path: Path) -> No
     report = msgspec.json.decode(file.read_bytes(), type=CompareReport)
     (table,) = report.models
     assert (report.schema, report.benchmark, report.options.samples) == (1, "compare", 4)
-    assert [each.name for each in table.contenders] == [each.name for each in ALL]
+    assert [each.name for each in table.contenders] == [each.name for each in contenders()]
     for each in table.contenders:
         assert each.status == "ok", each.message
         assert each.name in child.stdout
@@ -219,3 +219,15 @@ def test_the_peer_s_initializers_are_no_inputs() -> None:
 def test_the_readme_names_every_key(kind: type[msgspec.Struct]) -> None:
     words = set(re.findall(r"\w+", README.read_text(encoding="utf-8").partition("## JSON")[2]))
     assert set(kind.__struct_fields__) <= words
+
+
+@pytest.mark.parametrize(("narrow", "words"), [(True, [True, False]), (False, [False])])
+def test_the_peer_gives_up_a_bit_only_where_it_should(
+    narrow: bool, words: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.contenders.reduces_range", lambda: narrow)
+    minmax = [each for each in contenders() if each.mode.startswith("minmax")]
+    assert minmax == ([REFERENCE, FULL_RANGE] if narrow else [REFERENCE])
+    made = [each.command(subject(None, "mlp"), Path("out.onnx"), 7) for each in minmax]
+    assert ["--reduce-range" in command for command in made] == words
+    assert all(command[command.index("--method") + 1] == "minmax" for command in made)

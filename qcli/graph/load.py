@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
 from google.protobuf.message import DecodeError
 
 from qcli.errors import InputError, UnsupportedError
@@ -69,7 +70,9 @@ def _free_negative_dimensions(graph: onnx.GraphProto) -> None:
 
 def _to_ir(path: Path, proto: onnx.ModelProto) -> ir.Model:
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
+        TopologicalSortPass()(model)
+        return model
     except (ValueError, TypeError, KeyError, AttributeError, ir.serde.SerdeError, RecursionError) as error:
         reason = (str(_root_cause(error)).splitlines() or [type(error).__name__])[0]
         raise InputError(f"model '{path}' is damaged: {reason}", "export or download it again") from error
