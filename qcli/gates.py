@@ -156,11 +156,11 @@ def _shown_paths() -> Iterator[str]:
 
 def _paths(kind: Any, prefix: str) -> Iterator[str]:
     """The paths below a type: fields of structs, values of dicts, and numbers as leaves."""
+    if kind in (int, float, bool):
+        yield prefix
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         for field in msgspec.structs.fields(kind):
             yield from _paths(field.type, f"{prefix}.{field.encode_name}" if prefix else field.encode_name)
-    elif kind in (int, float, bool):
-        yield prefix
     elif get_origin(kind) is dict:
         yield from _paths(get_args(kind)[1], f"{prefix}.{_ANY}")
     elif get_origin(kind) is not tuple:

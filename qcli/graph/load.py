@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import TopologicalSortPass
 from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import TopologicalSortPass
 
 from qcli.errors import InputError, UnsupportedError
 from qcli.graph.model import Model

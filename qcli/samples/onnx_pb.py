@@ -52,20 +52,10 @@ def _numbered(folder: Path) -> list[tuple[str, int, Path]]:
 
 
 def _tensor(folder: Path, file: Path) -> Array:
-    # These two are costly to import, and most data folders hold no .pb.
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from onnx import TensorProto, numpy_helper
+    from qcli.graph.tensor_file import read_tensor  # costly, and most data folders hold no .pb
 
     with refusing(folder, f"{file.name} is not a readable tensor", "write it as a serialized onnx.TensorProto"):
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise ValueError(f"{size} bytes are more than the limit of {MAX_BYTES}")
-        try:
-            tensor = TensorProto.FromString(file.read_bytes())
-        except DecodeError as error:
-            raise ValueError(str(error)) from error
-        if tensor.data_location == TensorProto.EXTERNAL:
-            # Following it would let a sample name any file of the machine.
-            raise ValueError("its data lies in another file")
-        array: Array = numpy_helper.to_array(tensor)
-    return array
+        return read_tensor(file.read_bytes())
