@@ -53,6 +53,8 @@ class Row(Noun, frozen=True, kw_only=True):
     sqnr: float | None = None
     agreement: float | None = None
     top1_drop: float | None = None
+    integer_nodes: int | None = None
+    float_nodes: int | None = None
     integer_share: float | None = None
     ms: float | None = None
     speedup: float | None = None
@@ -136,6 +138,8 @@ def _judged(row: Row, verdict: Verdict, size: int, float_size: int) -> Row:
         sqnr=verdict.accuracy.sqnr,
         agreement=verdict.accuracy.agreement,
         top1_drop=top1.drop if top1 is not None else None,
+        integer_nodes=verdict.integer_nodes,
+        float_nodes=verdict.float_nodes,
         integer_share=verdict.integer_share,
         ms=verdict.ms,
         speedup=verdict.speedup,

@@ -20,10 +20,16 @@ _FEEDS = 8
 
 
 class Verdict(Noun, frozen=True, kw_only=True):
-    """What became of one model: `ms` and `speedup` (float / this) at one thread, interleaved with all others."""
+    """What became of one model: `ms` and `speedup` (float / this) at one thread, interleaved with all others.
+
+    `integer_nodes` and `float_nodes` count compute nodes as onnxruntime runs them. `integer_share` is of the
+    multiply-accumulates, None where not all nodes can be traced to the float model's: it would be too low.
+    """
 
     accuracy: Accuracy
-    integer_share: float
+    integer_nodes: int
+    float_nodes: int
+    integer_share: float | None
     ms: float
     speedup: float
 
@@ -45,10 +51,13 @@ def judge(float_model: Path, files: Sequence[Path], samples: Dataset, effort: Ef
     feeds = first_feeds(samples)
     latency = measure([reference, *sessions.values()], feeds, 1, effort)
     original = load_model(float_model)
+    kernels = {file: read_kernels(file, original, feeds[0]) for file in sessions}
     verdicts = {
         str(file): Verdict(
             accuracy=comparisons[file].accuracy(),
-            integer_share=read_kernels(file, original, feeds[0]).integer_share,
+            integer_nodes=kernels[file].integer,
+            float_nodes=kernels[file].float_nodes,
+            integer_share=None if kernels[file].unmatched else kernels[file].integer_share,
             ms=latency.timings[place].median_ms,
             speedup=latency.ratios[place],
         )

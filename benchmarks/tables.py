@@ -13,7 +13,7 @@ from benchmarks.outcome import AcceptanceReport, Check
 _NOTHING = "-"
 
 _COMPARED = (
-    "contender", "wall s", "peak MB", "size", "SQNR dB", "agreement", "integer", "ms", "speedup",
+    "contender", "wall s", "peak MB", "size", "SQNR dB", "agreement", "integer; float", "ms", "speedup",
     "wall ratio", "ms ratio", "dB gained",
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def _compared(row: Row) -> Iterator[str]:
     yield _number(row.size_ratio, 3)
     yield _number(row.sqnr, 1)
     yield _number(row.agreement, 3)
-    yield _number(row.integer_share, 3)
+    yield f"{row.integer_nodes}; {row.float_nodes}"
     yield _number(row.ms, 3)
     yield _number(row.speedup, 2)
     ratios = row.against_onnxruntime

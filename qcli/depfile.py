@@ -17,6 +17,8 @@ def write_depfile(path: Path, output: Path, inputs: Iterable[Path]) -> None:
 
 
 def _escaped(path: Path) -> str:
-    """A file name as make reads it: `$` doubled, spaces and `#` behind a backslash."""
-    text = path.as_posix().replace("$", "$$").replace("#", "\\#")
-    return text.replace(" ", "\\ ")
+    """A file name as make reads it: `$` doubled, spaces, `#` and colons (but a drive's) behind a backslash."""
+    text = path.as_posix().removeprefix(path.drive)
+    for plain, escaped in (("$", "$$"), ("#", "\\#"), (" ", "\\ "), (":", "\\:")):
+        text = text.replace(plain, escaped)
+    return path.drive + text

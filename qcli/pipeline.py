@@ -19,7 +19,7 @@ from qcli.depfile import write_depfile
 from qcli.errors import NothingToDoError, UsageError
 from qcli.files import check_writable
 from qcli.gates import check_gates, evaluate
-from qcli.graph import Model, load_model, save_model
+from qcli.graph import Model, infer_shapes, load_model, save_model
 from qcli.job import QuantizeJob
 from qcli.latency import Effort
 from qcli.plan import check_plan, make_plan, read_plan, refuse_quantized, required_opset
@@ -100,6 +100,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     refuse_quantized(source)
     calibration = _calibration(job, recipe, source, watch)
     model = prepare(source, required_opset(recipe), recipe.prepare, _step_samples(job, recipe, source), watch)
+    infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
     plan = make_plan(model, recipe) if job.plan is None else read_plan(job.plan)
     check_plan(plan, model)
     return Prepared(recipe, source, model, plan, calibration)

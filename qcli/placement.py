@@ -66,12 +66,9 @@ def place(model: Model, target: Target, refused: Callable[[Node], str | None]) -
         else:
             candidates[node] = found
     reachable = _forward(model.graph, candidates)
-    layout = Layout()
-    useful = _backward(model.graph, reachable)
-    for node, placed in reachable.items():
-        if node in useful:
-            layout.placed[node] = _with_output(placed, useful)
-        else:
+    layout = Layout(placed=_settled(reachable, _backward(model.graph, reachable)))
+    for node in reachable:
+        if node not in layout.placed:
             reasons[node] = "it would be an integer island between float nodes"
     for node in candidates:
         if node not in reachable:
@@ -169,7 +166,7 @@ def _tail(node: Node, support: Support) -> tuple[tuple[Node, ...], tuple[Node, i
     value = node.outputs[0]
     while (follower := sole_consumer(value)) is not None and len(tail) < 3:
         if node.op_type == "MatMul" and not tail and (operand := _bias_operand(node, follower)) is not None:
-            bias = (follower, operand)
+            bias = (follower, operand) if _joins_bias(node) else None
         elif not _clips(follower, value) or support.tied:
             break
         tail.append(follower)
@@ -178,20 +175,23 @@ def _tail(node: Node, support: Support) -> tuple[tuple[Node, ...], tuple[Node, i
 
 
 def _bias_operand(layer: Node, follower: Node) -> int | None:
-    """The operand of an Add that holds a constant vector over the layer's output channels.
-
-    The runtime joins a MatMul with such an Add into a Gemm if its data is a matrix or of a fixed shape. The Gemm is
-    integer only if its bias is; where the runtime keeps the two apart, a float bias is cheaper.
-    """
-    data, weight = (dimensions(value) if value is not None else None for value in layer.inputs[:2])
-    if follower.op_type != "Add" or weight is None or data is None:
-        return None
-    if len(data) != 2 and None in data:
+    """The operand of an Add that holds a constant vector over the layer's output channels."""
+    weight = dimensions(layer.inputs[1]) if layer.inputs[1] is not None else None
+    if follower.op_type != "Add" or weight is None:
         return None
     for operand, value in enumerate(follower.inputs):
         if value is not None and is_constant(value) and dimensions(value) in ((weight[-1],), (1, weight[-1])):
             return operand
     return None
+
+
+def _joins_bias(layer: Node) -> bool:
+    """True if the runtime joins a MatMul and the Add behind it into a Gemm: for matrices and for fixed shapes.
+
+    That Gemm is integer only if its bias is. Where the two stay apart, a bias in float is cheaper and exact.
+    """
+    data = dimensions(layer.inputs[0]) if layer.inputs[0] is not None else None
+    return data is not None and (len(data) == 2 or None not in data)
 
 
 def _clips(node: Node, value: Value) -> bool:
@@ -245,6 +245,22 @@ def _backward(graph: Graph, reachable: dict[Node, Placed]) -> set[Node]:
     return leading
 
 
+def _settled(reachable: dict[Node, Placed], useful: set[Node]) -> dict[Node, Placed]:
+    """Takes out what reads nothing quantized, now that kernels with float readers give floats, until all is settled."""
+    while True:
+        placed = {node: _with_output(item, useful) for node, item in reachable.items() if node in useful}
+        quantized = {item.result for item in placed.values() if item.quantize_output}
+        idle = {
+            node
+            for node, item in placed.items()
+            if item.support.placement is not Placement.ANCHOR
+            and not any(node.inputs[index] in quantized for index in item.operands)
+        }
+        if not idle:
+            return placed
+        useful = useful - idle
+
+
 def _with_output(placed: Placed, useful: set[Node]) -> Placed:
     """A kernel that can give float results does so unless all its readers are integer."""
     readers = [reader for reader, _ in placed.result.uses()]
@@ -267,8 +283,8 @@ def _kept(model: Model, layout: Layout, reasons: dict[Node, str]) -> list[KeptFl
         reason = "it lies inside the body of an If, Loop or Scan" if inside else reasons.get(node, "")
         if inside and node.op_type not in LAYERS:
             continue
-        name = node.outputs[0].name if node.outputs else ""
-        kept.append(KeptFloat(node=name or "", name=original_name(node), op=node.op_type, reason=reason))
+        name = next((value.name for value in node.outputs if value.name), "")
+        kept.append(KeptFloat(node=name, name=original_name(node), op=node.op_type, reason=reason))
     return kept
 
 

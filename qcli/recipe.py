@@ -206,8 +206,10 @@ def _digest(layers: list[_Layer]) -> str:
 def _check_plugins(recipe: Recipe) -> None:
     """Every plug-in that the recipe names exists and takes the options given."""
     create("targets", recipe.target)
-    for spec in (*recipe.prepare, *recipe.finish):
+    for spec in recipe.prepare:
         create("steps", spec)
+    if recipe.finish:
+        raise UsageError("'finish' names steps, but none that runs after quantization exists yet", "leave it out")
     for sourced in recipe.rules:
         rule = sourced.rule
         for kind, named in (("ranges", rule.range), ("roundings", rule.rounding), ("encodings", rule.encoding)):

@@ -242,6 +242,11 @@ def peak_memory_mb() -> float | None:
     """The largest resident memory of this process so far, in 10^6 bytes; None where it cannot be known."""
     if os.name == "nt":
         return _windows_peak_memory_mb()
+    status = Path("/proc/self/status")  # on Linux getrusage begins with the peak of the parent process
+    if status.exists():
+        for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / _MEGABYTE
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

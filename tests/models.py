@@ -87,7 +87,9 @@ def feeds_for(model: Model, seed: int = 0, free: int = 2) -> Feeds:
     }
 
 
-def run(model: Model | onnx.ModelProto | bytes, feeds: Mapping[str, Array], *, optimize: bool = False) -> dict[str, Any]:
+def run(
+    model: Model | onnx.ModelProto | bytes, feeds: Mapping[str, Array], *, optimize: bool = False
+) -> dict[str, Any]:
     """The outputs by name, each operator by itself unless `optimize`."""
     if isinstance(model, Model):
         model = model.serialize()
@@ -157,7 +159,10 @@ def recipe_of(text: str, folder: Path, name: str = "recipe.yaml") -> Recipe:
 
 
 def quantized_of(
-    proto: onnx.ModelProto, recipe: str | Recipe = "int8-minmax", stream: Stream | None = None, settings: Sequence[str] = ()
+    proto: onnx.ModelProto,
+    recipe: str | Recipe = "int8-minmax",
+    stream: Stream | None = None,
+    settings: Sequence[str] = (),
 ) -> Quantized:
     """Normalize, plan, calibrate, solve and apply, without files."""
     source = wrapped(proto)
@@ -184,7 +189,7 @@ def sample_model(name: str) -> Model:
 
 def conv_net(seed: int = 0, channels: int = 8, opset: int = 17) -> onnx.ModelProto:
     """Conv, Relu, depthwise Conv, Clip, Add of a branch, MaxPool, GlobalAveragePool, Flatten, Gemm."""
-    weights = {
+    weights: dict[str, Array] = {
         "w1": normal(seed, channels, 3, 3, 3) / 5,
         "b1": normal(seed + 1, channels) / 5,
         "w2": normal(seed + 2, channels, 1, 3, 3) / 3,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,17 +31,20 @@ from qcli.errors import InputError, NothingToDoError, RuntimeFailure
 from qcli.graph import Model, infer_shapes
 from qcli.plan import make_plan
 from qcli.recipe import load_recipe
+from qcli.runtime import Session
 from qcli.solve import requests_of
 from qcli.sources import SampleStream
 from qcli.statistics import Statistics
-from qcli.types import Request
+from qcli.types import Array, Request
 
 
 def requests_for(model: Model, recipe: str = "int8") -> tuple[Request, ...]:
     return requests_of(make_plan(model, load_recipe(recipe)), model)
 
 
-def collected(model: Model, stream: Stream, path: Path, *, requests: tuple[Request, ...] = (), threads: int = 1) -> bytes:
+def collected(
+    model: Model, stream: Stream, path: Path, *, requests: tuple[Request, ...] = (), threads: int = 1
+) -> bytes:
     wanted = requests or requests_for(model)
     statistics = collect(model, Statistics.empty(wanted), stream, threads=threads)
     statistics.save(path / "s.npz")
@@ -111,11 +116,10 @@ def test_small_groups_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.M
 
 def test_groups_are_bounded_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    session = calibrate.Session
 
-    def spy(model: bytes, **options: int) -> calibrate.Session:
+    def spy(model: bytes, **options: Any) -> Session:
         seen.append(len(model))
-        return session(model, **options)
+        return Session(model, **options)
 
     model = wrapped(conv_net())
     monkeypatch.setattr(calibrate, "Session", spy)
@@ -141,7 +145,9 @@ def test_shapes_may_vary_between_samples(tmp_path: Path, threads: int) -> None:
     nodes = [node("Conv", "x w", "c"), node("Conv", "c v", "y")]
     model = wrapped(proto_of(nodes, {"x": ["n", 3, "h", "w"]}, {"y": None}, weights))
     samples = tuple({"x": normal(index, 1 + index % 2, 3, 4 + index, 9 - index)} for index in range(5))
-    assert collected(model, Stream(samples), tmp_path, threads=threads) == collected(model, Stream(samples[::-1]), tmp_path)
+    assert collected(model, Stream(samples), tmp_path, threads=threads) == collected(
+        model, Stream(samples[::-1]), tmp_path
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -156,7 +162,9 @@ def test_a_sample_that_is_not_finite_is_named(threads: int, bad: float) -> None:
 
 
 def test_a_value_that_overflows_inside_is_named_with_its_sample() -> None:
-    proto = proto_of([node("Exp", "x", "e"), node("MatMul", "e w", "y")], {"x": [1, 3]}, {"y": None}, {"w": normal(0, 3, 2)})
+    proto = proto_of(
+        [node("Exp", "x", "e"), node("MatMul", "e w", "y")], {"x": [1, 3]}, {"y": None}, {"w": normal(0, 3, 2)}
+    )
     samples = ({"x": np.zeros((1, 3), np.float32)}, {"x": np.full((1, 3), 1000, np.float32)})
     request = Request(value="e", statistic="histogram")
     with pytest.raises(InputError, match=r"sample_1\.npz' makes 'e' NaN or Inf"):
@@ -164,7 +172,9 @@ def test_a_value_that_overflows_inside_is_named_with_its_sample() -> None:
 
 
 def test_empty_tensors_are_no_values(tmp_path: Path) -> None:
-    proto = proto_of([node("Relu", "x", "r"), node("MatMul", "r w", "y")], {"x": ["n", 3]}, {"y": None}, {"w": normal(0, 3, 2)})
+    proto = proto_of(
+        [node("Relu", "x", "r"), node("MatMul", "r w", "y")], {"x": ["n", 3]}, {"y": None}, {"w": normal(0, 3, 2)}
+    )
     model = wrapped(proto)
     nothing: Feeds = {"x": np.zeros((0, 3), np.float32)}
     full = feeds_for(model)
@@ -193,7 +203,7 @@ def test_a_sample_that_the_model_cannot_take_is_a_runtime_failure() -> None:
 class Failing(Stream):
     """Samples of which the third cannot be read."""
 
-    def feeds(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def feeds(self) -> Iterator[tuple[str, Mapping[str, Array]]]:
         for index, item in enumerate(super().feeds()):
             if index == 2:
                 raise InputError("sample_2.npz is broken")

@@ -220,9 +220,7 @@ def test_given_labels_replace_those_beside(tmp_path: Path) -> None:
     assert sample.label == 9
 
 
-@pytest.mark.parametrize(
-    "text", ["file,label\n", "file,label\n000.npz,cat\n", "file,label\n000.npz,1\ngone.npz,1\n"]
-)
+@pytest.mark.parametrize("text", ["file,label\n", "file,label\n000.npz,cat\n", "file,label\n000.npz,1\ngone.npz,1\n"])
 def test_bad_labels_are_found_on_opening(tmp_path: Path, text: str) -> None:
     (fill(tmp_path, 1) / "labels.csv").write_text(text)
     with pytest.raises(InputError, match=r"labels\.csv"):

@@ -17,7 +17,9 @@ from qcli.layers import LAYERS, multiply_accumulates, output_channel_axis
 
 
 def layer(operator: str, data: list[int], weight: list[int], **attributes: Any) -> Model:
-    return wrapped(proto_of([node(operator, "x w", "y", **attributes)], {"x": data}, {"y": None}, {"w": normal(0, *weight)}))
+    return wrapped(
+        proto_of([node(operator, "x w", "y", **attributes)], {"x": data}, {"y": None}, {"w": normal(0, *weight)})
+    )
 
 
 CASES: list[tuple[Model, int]] = [
@@ -85,7 +87,11 @@ def test_convolutions(batch: int, group: int, ins: int, outs: int, stride: int, 
 def test_gemm(rows: int, inner: int, columns: int, trans_a: bool, trans_b: bool) -> None:
     data, weight = [rows, inner], [inner, columns]
     model = layer(
-        "Gemm", data[::-1] if trans_a else data, weight[::-1] if trans_b else weight, transA=int(trans_a), transB=int(trans_b)
+        "Gemm",
+        data[::-1] if trans_a else data,
+        weight[::-1] if trans_b else weight,
+        transA=int(trans_a),
+        transB=int(trans_b),
     )
     assert claimed(model) == counted(model) == rows * inner * columns
 

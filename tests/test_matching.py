@@ -31,7 +31,10 @@ def ops(plan: Plan) -> set[str]:
 
 
 def test_the_last_rule_wins_field_by_field(tmp_path: Path) -> None:
-    rules = "[{match: {op: Conv}, range: mse}, {match: {role: weight}, rounding: nearest}, {match: {role: input}, range: entropy}]"
+    rules = (
+        "[{match: {op: Conv}, range: mse}, {match: {role: weight}, rounding: nearest}, "
+        "{match: {role: input}, range: entropy}]"
+    )
     plan = planned(conv_net(), tmp_path, rules)
     weight, result = entry(plan, Role.WEIGHT, "w1"), entry(plan, Role.OUTPUT, "r1")
     assert (weight.range, weight.rounding, weight.grid.granularity) == ("mse", "nearest", "channel")
@@ -75,11 +78,14 @@ def test_a_later_grid_takes_back_an_earlier_keep(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no kernel for uint8 as weight"):
         planned(conv_net(), tmp_path, rules)
     rules = (
-        "[{match: {op: Conv}, keep: float}, {match: {name: /c1, role: input}, grid: {format: uint8, symmetric: false}}, "
+        "[{match: {op: Conv}, keep: float}, "
+        "{match: {name: /c1, role: input}, grid: {format: uint8, symmetric: false}}, "
         "{match: {name: /c1, role: weight}, grid: {format: int8, granularity: channel}}]"
     )
     plan = planned(conv_net(), tmp_path, rules)
-    assert {item.site.name for item in plan.entries if item.site.op == "Conv" and item.site.role is Role.WEIGHT} == {"/c1"}
+    assert {item.site.name for item in plan.entries if item.site.op == "Conv" and item.site.role is Role.WEIGHT} == {
+        "/c1"
+    }
 
 
 def test_names_are_those_of_the_user_s_file(tmp_path: Path) -> None:
@@ -87,7 +93,9 @@ def test_names_are_those_of_the_user_s_file(tmp_path: Path) -> None:
     for item in proto.graph.node:
         item.name = "layer" if item.op_type in ("MatMul", "Gemm") else ""
     plan = planned(proto, tmp_path, "[{match: {name: layer}, range: mse}]")
-    assert {item.site.name for item in plan.entries if item.range == "mse" and item.site.role is Role.WEIGHT} == {"layer"}
+    assert {item.site.name for item in plan.entries if item.range == "mse" and item.site.role is Role.WEIGHT} == {
+        "layer"
+    }
     nameless = dense_net()
     for item in nameless.graph.node:
         item.name = ""
@@ -140,7 +148,9 @@ def test_layers_of_the_same_file_name_keep_their_regions_apart(tmp_path: Path) -
 
 
 def test_without_a_rule_for_weights_nothing_becomes_integer(tmp_path: Path) -> None:
-    recipe = recipe_of("{version: 1, rules: [{match: {role: input}, grid: {format: uint8, symmetric: false}}]}", tmp_path)
+    recipe = recipe_of(
+        "{version: 1, rules: [{match: {role: input}, grid: {format: uint8, symmetric: false}}]}", tmp_path
+    )
     with pytest.raises(NothingToDoError) as caught:
         make_plan(wrapped(conv_net()), recipe)
     assert "no rule gives its weight a grid" in caught.value.hint

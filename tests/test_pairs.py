@@ -125,7 +125,7 @@ def test_it_costs_less_than_the_eighth_bit() -> None:
 def integer_twin(proto: onnx.ModelProto, codes: Array) -> tuple[onnx.ModelProto, str]:
     """The layer between u8 codes and float results, its scales one: exact integers, so that saturation shows."""
     first = proto.graph.node[0]
-    weights = {
+    weights: dict[str, Array] = {
         "w_q": codes.astype(np.int8),
         "one": np.array(1, np.float32),
         "zero": np.array(0, np.uint8),

@@ -31,7 +31,7 @@ from qcli.graph import Model, normalize_graph
 from qcli.plan import check_plan, make_plan, plan_text, read_plan, required_opset
 from qcli.plugins import create
 from qcli.recipe import load_recipe
-from qcli.types import Entry, Grid, KeptFloat, Plan, Role, Site, Tie
+from qcli.types import Array, Entry, Grid, KeptFloat, Plan, Role, Site, Tie
 from qcli.yaml_file import parse_yaml
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "cnn.plan.yaml"
@@ -189,7 +189,9 @@ def test_a_plan_for_another_model_is_refused() -> None:
 
 def edited(plan: Plan, index: int, **changes: Any) -> Plan:
     entries = list(plan.entries)
-    entries[index] = msgspec.structs.replace(entries[index], site=msgspec.structs.replace(entries[index].site, **changes))
+    entries[index] = msgspec.structs.replace(
+        entries[index], site=msgspec.structs.replace(entries[index].site, **changes)
+    )
     return msgspec.structs.replace(plan, entries=tuple(entries))
 
 
@@ -211,8 +213,10 @@ def test_a_bias_without_its_weight_is_refused() -> None:
 
 @pytest.mark.parametrize("operator", ["QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulNBits"])
 def test_a_quantized_model_is_recognised(operator: str) -> None:
-    weights = {"s": np.array(1, np.float32), "z": np.array(0, np.uint8)}
-    proto = proto_of([node(operator, "x s z", "y"), node("Gemm", "x w", "g")], {"x": [2, 2]}, {"y": None, "g": None}, weights)
+    weights: dict[str, Array] = {"s": np.array(1, np.float32), "z": np.array(0, np.uint8)}
+    proto = proto_of(
+        [node(operator, "x s z", "y"), node("Gemm", "x w", "g")], {"x": [2, 2]}, {"y": None, "g": None}, weights
+    )
     with pytest.raises(UnsupportedError, match=f"already quantized: it has {operator}"):
         make_plan(wrapped(proto), load_recipe("int8"))
 

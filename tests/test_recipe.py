@@ -168,7 +168,8 @@ def test_repeated_keys_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["!!python/object/apply:os.system ['true']", "!!int ''", "!!float ''", "!!bool maybe", "!!timestamp soon",
-     "2020-13-45", "!!binary '%'", "? [a]\n: b", "[" * 3000, "\x00", "a: b: c", "!!set [1]", "!!omap [1]", "=", "<<: 3"],
+     "2020-13-45", "!!binary '%'", "? [a]\n: b", "[" * 3000, "\x00", "a: b: c", "!!set [1]", "!!omap [1]", "=",
+     "<<: 3"],
 )  # fmt: skip
 def test_odd_yaml_is_a_usage_error_or_data(tmp_path: Path, text: str) -> None:
     refused(tmp_path, text)
@@ -200,10 +201,13 @@ def test_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> None:
 LETTERS = st.characters(codec="utf-8", exclude_characters="\x85")
 """All but NEL, which PyYAML writes as it is and reads as a line break."""
 
-SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(LETTERS, max_size=8)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(LETTERS, max_size=8))
+DATA = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(LETTERS, max_size=5), inner, max_size=3)
+    ),
 )
-DATA = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(LETTERS, max_size=5), inner, max_size=3)))
 
 
 @settings(max_examples=200, deadline=None)
@@ -219,7 +223,9 @@ def test_write_yaml_is_what_any_yaml_reader_reads(tmp_path: Path) -> None:
 
 
 def test_settings_go_on_top() -> None:
-    recipe = load_recipe("int8", ["target={ort_cpu: {isa: avx2}}", "samples.validation.path=eval", "prepare=[normalize]"])
+    recipe = load_recipe(
+        "int8", ["target={ort_cpu: {isa: avx2}}", "samples.validation.path=eval", "prepare=[normalize]"]
+    )
     assert recipe.target == {"ort_cpu": {"isa": "avx2"}}
     assert recipe.samples.validation.path == "eval" and recipe.prepare == ("normalize",)
 
@@ -230,8 +236,9 @@ def test_rules_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["", "=3", "limit", "samples.calibration.limt=3", "nothing.at.all=1", "prepare=[", "version.x=1", "a..b=1",
-                "samples.calibration.limit=abc"]
+    "setting",
+    ["", "=3", "limit", "samples.calibration.limt=3", "nothing.at.all=1", "prepare=[", "version.x=1", "a..b=1",
+     "samples.calibration.limit=abc"],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(setting: str) -> None:
     with pytest.raises(UsageError, match="--set"):
@@ -240,7 +247,9 @@ def test_a_wrong_setting_is_named(setting: str) -> None:
 
 def test_sample_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     path = write(
-        tmp_path, "{version: 1, samples: {calibration: {path: calib/, labels: l.csv}, validation: {path: /eval}}}", "a/own.yaml"
+        tmp_path,
+        "{version: 1, samples: {calibration: {path: calib/, labels: l.csv}, validation: {path: /eval}}}",
+        "a/own.yaml",
     )
     samples = load_recipe(path).samples
     assert Path(samples.calibration.path or "") == tmp_path / "a" / "calib"

@@ -91,3 +91,10 @@ def test_starter_is_a_recipe(model: str | None, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(starter(model_path(model) if model else None), encoding="utf-8")
     assert check_recipe(str(file)).rules == load_recipe("int8").rules
+
+
+def test_finish_is_refused_while_nothing_runs_there(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("version: 1\nextends: int8\nfinish: [normalize]\n")
+    with pytest.raises(UsageError, match="finish"):
+        load_recipe(str(recipe))

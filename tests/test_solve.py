@@ -7,9 +7,22 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Quantized, Stream, assert_equal, conv_net, dense_net, feeds_for, node, normal, proto_of, quantized_of, run
+from models import (
+    Quantized,
+    Stream,
+    assert_equal,
+    conv_net,
+    dense_net,
+    feeds_for,
+    node,
+    normal,
+    proto_of,
+    quantized_of,
+    run,
+)
 
 from qcli.plugins import create
+from qcli.solve import requests_of
 from qcli.types import Array, Role, Scale
 
 INT32 = 2**31 - 1
@@ -22,22 +35,24 @@ def weights_of(quantized: Quantized, name: str) -> tuple[Array, Scale]:
     return quantized.solution.codes[key], quantized.solution.scales[key]
 
 
-LAYERS = {
-    "Conv": (lambda w: node("Conv", "x w b", "y"), lambda k, n: (n, k, 1, 1), 0),
-    "grouped Conv": (lambda w: node("Conv", "x w b", "y", group=2), lambda k, n: (n, k // 2, 1, 1), 0),
-    "Gemm": (lambda w: node("Gemm", "x w b", "y"), lambda k, n: (k, n), 1),
-    "Gemm transB": (lambda w: node("Gemm", "x w b", "y", transB=1), lambda k, n: (n, k), 0),
+LAYERS: dict[str, tuple[onnx.NodeProto, str, int]] = {
+    "Conv": (node("Conv", "x w b", "y"), "nk11", 0),
+    "grouped Conv": (node("Conv", "x w b", "y", group=2), "nh11", 0),
+    "Gemm": (node("Gemm", "x w b", "y"), "kn", 1),
+    "Gemm transB": (node("Gemm", "x w b", "y", transB=1), "nk", 0),
 }
+"""Node, axes of the weight (n outputs, k inputs, h half of them), axis of the output channels."""
 
 
 def layer(kind: str, weight_scales: Array, bias: Array, seed: int = 0) -> onnx.ModelProto:
     """A layer with 4 inputs whose output channels have weights of the given sizes."""
-    made, shape, axis = LAYERS[kind]
+    made, axes, axis = LAYERS[kind]
     channels = len(weight_scales)
-    weight = normal(seed, *shape(4, channels))
+    sizes_by_axis = {"n": channels, "k": 4, "h": 2, "1": 1}
+    weight = normal(seed, *(sizes_by_axis[letter] for letter in axes))
     sizes = weight_scales.reshape([-1 if at == axis else 1 for at in range(weight.ndim)])
     data = [2, 4, 3, 3] if "Conv" in kind else [2, 4]
-    return proto_of([made(weight)], {"x": data}, {"y": None}, {"w": (weight * sizes).astype(np.float32), "b": bias})
+    return proto_of([made], {"x": data}, {"y": None}, {"w": (weight * sizes).astype(np.float32), "b": bias})
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,7 +100,9 @@ def test_a_dead_channel_costs_the_others_nothing() -> None:
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (4,), (1, 4), (2, 4), (2, 1)])
 def test_a_bias_of_gemm_may_have_any_shape_that_broadcasts(shape: tuple[int, ...]) -> None:
     """FIELD B 12: a bias with one element crashed the very fix of row 11."""
-    proto = proto_of([node("Gemm", "x w b", "y")], {"x": [2, 4]}, {"y": None}, {"w": normal(0, 4, 4), "b": normal(1, *shape)})
+    proto = proto_of(
+        [node("Gemm", "x w b", "y")], {"x": [2, 4]}, {"y": None}, {"w": normal(0, 4, 4), "b": normal(1, *shape)}
+    )
     quantized = quantized_of(proto)
     feeds = feeds_for(quantized.source)
     for optimize in (False, True):
@@ -103,7 +120,9 @@ def test_a_bias_for_each_row_leaves_room_for_the_largest() -> None:
 
 def test_one_bias_read_by_two_layers_fits_both() -> None:
     weights = {"w": normal(0, 4, 4), "v": normal(1, 4, 4) * 50, "b": normal(2, 4)}
-    proto = proto_of([node("Gemm", "x w b", "p"), node("Gemm", "x v b", "q")], {"x": [2, 4]}, {"p": None, "q": None}, weights)
+    proto = proto_of(
+        [node("Gemm", "x w b", "p"), node("Gemm", "x v b", "q")], {"x": [2, 4]}, {"p": None, "q": None}, weights
+    )
     quantized = quantized_of(proto)
     feeds = feeds_for(quantized.source)
     for optimize in (False, True):
@@ -111,7 +130,9 @@ def test_one_bias_read_by_two_layers_fits_both() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.floats(-5, 5), st.floats(0.01, 10), st.sampled_from(["int8", "int8-minmax", "int8-entropy", "int8-percentile"]))
+@given(
+    st.floats(-5, 5), st.floats(0.01, 10), st.sampled_from(["int8", "int8-minmax", "int8-entropy", "int8-percentile"])
+)
 def test_zero_is_always_a_level(offset: float, spread: float, recipe: str) -> None:
     samples = tuple({"x": (normal(seed, 2, 12) * spread + offset).astype(np.float32)} for seed in range(3))
     quantized = quantized_of(dense_net(), recipe, Stream(samples))
@@ -136,14 +157,21 @@ def test_sigmoid_has_its_natural_range_whatever_the_samples_show() -> None:
 
 def test_tied_values_share_the_union_of_their_ranges() -> None:
     weights = {"w": normal(0, 4, 3, 1, 1), "v": normal(1, 4, 3, 1, 1) * 20, "u": normal(2, 4, 8, 1, 1)}
-    nodes = [node("Conv", "x w", "a"), node("Conv", "x v", "b"), node("Concat", "a b", "j", axis=1), node("Conv", "j u", "y")]
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Conv", "x v", "b"),
+        node("Concat", "a b", "j", axis=1),
+        node("Conv", "j u", "y"),
+    ]
     quantized = quantized_of(proto_of(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, weights))
     scales = [quantized.solution.scales[(name, "output", 0)] for name in ("a", "b", "j")]
     assert len({(float(scale.scale[0]), int(scale.zero_point[0])) for scale in scales}) == 1
     known = quantized.statistics.get
-    from qcli.solve import requests_of
-
-    spans = [known(request).distribution() for request in requests_of(quantized.plan, quantized.source) if request.value in "abj"]
+    spans = [
+        known(request).distribution()
+        for request in requests_of(quantized.plan, quantized.source)
+        if request.value in "abj"
+    ]
     width = max(span.upper[0] for span in spans) - min(span.lower[0] for span in spans)
     assert scales[0].scale[0] == pytest.approx(width / 255, rel=0.02)
 

@@ -22,8 +22,11 @@ def dimensions(value: ir.Value) -> tuple[int | None, ...] | None:
 
 
 def infer_shapes(model: Model) -> None:
-    """Fills in the types and shapes of intermediate values, in place."""
+    """Fills in the types and shapes of intermediate values, in place. Nothing else changes, not even an order."""
+    order = tuple(model.graph.initializers)
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model.ir)
+    for name in order:  # the pass takes large weights out and puts them back at the end
+        model.graph.initializers[name] = model.graph.initializers.pop(name)
 
 
 def concrete_shapes(model: Model, feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:

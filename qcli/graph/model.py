@@ -105,6 +105,9 @@ class Model:
         """sha256 (hex) of the graph as it is now, weights included, whatever inference noted in it."""
         bare = self.copy()
         bare.forget_shapes()
+        for value in bare.graph.outputs:
+            if not value.is_graph_input():
+                value.shape = None
         return hashlib.sha256(bare.serialize()).hexdigest()
 
     def node_count(self) -> int:

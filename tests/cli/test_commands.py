@@ -70,7 +70,6 @@ def test_a_depfile(run: Run, mlp: Path, calib: Path) -> None:
     assert str(mlp) in text
 
 
-@pytest.mark.xfail(strict=True, reason="the pipeline does not warn yet; the interface says that the report does")
 def test_random_samples_are_said_to_be_random(run: Run, mlp: Path) -> None:
     outcome = run("quantize", mlp, "--random-samples", 4, "-o", "out.onnx", "--no-latency")
     assert outcome.code == 0

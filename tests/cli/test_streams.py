@@ -27,7 +27,7 @@ def _on_a_terminal(folder: Path, *options: str, **variables: str) -> tuple[str, 
     environment = {**inherited, "PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm", **variables}
     controller, terminal = pty.openpty()
     with subprocess.Popen(
-        [*command, "-o", "out.onnx", *options],
+        [*command, "-o", "out.onnx", "--no-cache", *options],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

@@ -110,9 +110,7 @@ def test_values_inside_are_half_a_step_off_at_most(
 
 
 @given(GRIDS, MODERATE, MODERATE, hnp.arrays(np.float32, 20, elements=FINITE))
-def test_encoding_is_monotone_and_saturates(
-    grid: Grid, first: float, second: float, values: FloatArray
-) -> None:
+def test_encoding_is_monotone_and_saturates(grid: Grid, first: float, second: float, values: FloatArray) -> None:
     scale = scale_of(grid, min(first, second), max(first, second))
     codes = FORMATS[grid.format].encode(np.sort(values), scale)
     assert codes.dtype == np.dtype(grid.format)
@@ -145,9 +143,7 @@ def test_infinite_quotients_saturate_without_a_warning() -> None:
 def test_each_channel_has_its_own_scale(axis: int) -> None:
     values = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     slices = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    bounds = Interval(
-        lower=slices.min(axis=1).astype(np.float64), upper=slices.max(axis=1).astype(np.float64)
-    )
+    bounds = Interval(lower=slices.min(axis=1).astype(np.float64), upper=slices.max(axis=1).astype(np.float64))
     grid = Grid(format="uint8", symmetric=False, granularity="channel", axis=axis)
     scale = UInt8().scale(bounds, grid)
     assert scale.axis == axis and scale.scale.shape == (values.shape[axis],)
@@ -157,9 +153,7 @@ def test_each_channel_has_its_own_scale(axis: int) -> None:
         alone = scale_of(Grid(format="uint8", symmetric=False), slices[channel].min(), slices[channel].max())
         expected = UInt8().encode(slices[channel], alone)
         np.testing.assert_array_equal(np.take(codes, channel, axis).ravel(), expected)
-        np.testing.assert_array_equal(
-            np.take(decoded, channel, axis).ravel(), UInt8().decode(expected, alone)
-        )
+        np.testing.assert_array_equal(np.take(decoded, channel, axis).ravel(), UInt8().decode(expected, alone))
 
 
 def test_a_scalar_encodes_to_a_scalar() -> None:

@@ -42,6 +42,17 @@ def test_concrete_shapes_are_those_of_the_runtime(batch: int, size: int) -> None
     assert known.get("y") in (None, measured["y"].shape)
 
 
+def test_inference_changes_nothing_but_shapes() -> None:
+    """Statistics know the graph that they were measured on by its digest."""
+    proto = proto_of([node("MatMul", "x w", "m"), node("Add", "m b", "y")], {"x": ["n", 64]}, {"y": None},
+                     {"w": normal(0, 64, 64), "b": normal(1, 64)})  # fmt: skip
+    model = wrapped(proto)
+    before = model.digest()
+    infer_shapes(model)
+    assert list(model.graph.initializers) == ["w", "b"]
+    assert model.digest() == before
+
+
 def test_concrete_shapes_leave_the_model_alone() -> None:
     model = wrapped(conv_net())
     before = model.serialize()

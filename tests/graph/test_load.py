@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from qcli.runtime import Session
 _MLP = (SAMPLE_MODELS / "mlp" / "model.onnx").read_bytes()
 
 
-def external(folder: Path, location: str = "weights.bin", **fields: int) -> onnx.ModelProto:
+def external(folder: Path, location: str = "weights.bin", **fields: Any) -> onnx.ModelProto:
     """The dense net with `w1` stored in a file of its own."""
     proto = dense_net()
     [tensor] = [item for item in proto.graph.initializer if item.name == "w1"]
@@ -125,7 +126,7 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stated", [True, False])
 def test_short_external_data_is_refused(tmp_path: Path, stated: bool) -> None:
-    fields = {"offset": 0, "length": 12 * 16 * 4} if stated else {}
+    fields: dict[str, Any] = {"offset": 0, "length": 12 * 16 * 4} if stated else {}
     path = saved(external(tmp_path, **fields), tmp_path / "model.onnx")
     (tmp_path / "weights.bin").write_bytes(b"\0" * 100)
     with pytest.raises(InputError, match="cut short"):

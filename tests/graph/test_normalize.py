@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import assert_equal, assert_same, dense_net, feeds_for, floats, node, normal, operators, proto_of, run, wrapped
+from models import (
+    assert_equal,
+    assert_same,
+    dense_net,
+    feeds_for,
+    floats,
+    node,
+    normal,
+    operators,
+    proto_of,
+    run,
+    wrapped,
+)
 from onnx import TensorProto, helper, numpy_helper
 
 from qcli.graph import Model, normalize_graph, original_name
@@ -24,7 +37,9 @@ def normalized(proto: onnx.ModelProto) -> Model:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(["", "a", "b", "r2", "a_1"]), min_size=4, max_size=4))
 def test_names_become_unique_and_the_old_ones_are_kept(given_names: Sequence[str]) -> None:
-    nodes = [node("Relu", f"{'x' if i == 0 else f'r{i - 1}'}", f"r{i}", name=name) for i, name in enumerate(given_names)]
+    nodes = [
+        node("Relu", f"{'x' if i == 0 else f'r{i - 1}'}", f"r{i}", name=name) for i, name in enumerate(given_names)
+    ]
     model = normalized(proto_of(nodes, {"x": [3]}, {"r3": [3]}))
     names = [item.name for item in model.nodes()]
     assert len(set(names)) == 4 and all(names)
@@ -43,7 +58,7 @@ def test_initializers_leave_the_inputs() -> None:
     assert_same(dense_net(), model)
 
 
-CONSTANTS = {
+CONSTANTS: dict[str, dict[str, Any]] = {
     "value": {"value": numpy_helper.from_array(normal(0, 3), "c")},
     "value_float": {"value_float": 2.5},
     "value_floats": {"value_floats": [1.0, 2.0, 3.0]},
@@ -123,7 +138,10 @@ def test_a_chain_of_identities_disappears() -> None:
 
 def test_identity_of_a_weight_disappears() -> None:
     proto = proto_of(
-        [node("Identity", "w", "same"), node("MatMul", "x same", "y")], {"x": [2, 3]}, {"y": [2, 3]}, {"w": normal(0, 3, 3)}
+        [node("Identity", "w", "same"), node("MatMul", "x same", "y")],
+        {"x": [2, 3]},
+        {"y": [2, 3]},
+        {"w": normal(0, 3, 3)},
     )
     assert operators(normalized(proto)) == ["MatMul"]
     assert_same(proto, normalized(proto))
@@ -139,7 +157,9 @@ def test_equal_weights_are_stored_once() -> None:
 
 def test_equal_weights_that_are_outputs_keep_their_names() -> None:
     weights = {"a": normal(0, 4), "b": normal(0, 4)}
-    proto = proto_of([node("Add", "x a", "p"), node("Add", "p b", "y")], {"x": [4]}, {"y": [4], "b": [4], "a": [4]}, weights)
+    proto = proto_of(
+        [node("Add", "x a", "p"), node("Add", "p b", "y")], {"x": [4]}, {"y": [4], "b": [4], "a": [4]}, weights
+    )
     assert_same(proto, normalized(proto))
 
 
@@ -156,7 +176,9 @@ def test_nodes_are_sorted(order: list[int]) -> None:
 
 
 def test_nodes_that_no_output_needs_disappear() -> None:
-    proto = proto_of([node("Neg", "x", "y"), node("Exp", "x", "waste")], {"x": [4]}, {"y": [4]}, {"unused": normal(0, 9)})
+    proto = proto_of(
+        [node("Neg", "x", "y"), node("Exp", "x", "waste")], {"x": [4]}, {"y": [4]}, {"unused": normal(0, 9)}
+    )
     model = normalized(proto)
     assert operators(model) == ["Neg"] and not model.graph.initializers
 
@@ -173,7 +195,8 @@ OUTPUTS = {
     "an identity of a weight": ([node("Identity", "w", "v"), node("Add", "x v", "y")], {"y": [4], "v": [4]}),
     "two identities of one value": ([node("Neg", "x", "n"), node("Identity", "n", "y"), node("Identity", "n", "z")],
                                     {"y": [4], "z": [4]}),
-    "a value inside": ([node("Neg", "x", "n"), node("Identity", "n", "i"), node("Exp", "i", "y")], {"y": [4], "n": [4]}),
+    "a value inside": ([node("Neg", "x", "n"), node("Identity", "n", "i"), node("Exp", "i", "y")],
+                       {"y": [4], "n": [4]}),
     "a dropout": ([node("Neg", "x", "n"), node("Dropout", "n", "y")], {"y": [4]}),
 }  # fmt: skip
 
@@ -202,7 +225,10 @@ def branches(inner: onnx.NodeProto) -> onnx.ModelProto:
     else_branch = helper.make_graph([node("Identity", "outer", "e")], "else", [], [floats("e", [4])])
     choice = helper.make_node("If", ["c"], ["y"], name="", then_branch=then_branch, else_branch=else_branch)
     graph = helper.make_graph(
-        [node("Identity", "x", "outer"), choice], "g", [floats("x", [4]), floats("c", [], TensorProto.BOOL)], [floats("y", [4])]
+        [node("Identity", "x", "outer"), choice],
+        "g",
+        [floats("x", [4]), floats("c", [], TensorProto.BOOL)],
+        [floats("y", [4])],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

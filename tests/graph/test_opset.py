@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from models import assert_equal, assert_same, conv_net, dense_net, feeds_for, node, normal, operators, proto_of, run, wrapped
+from models import (
+    assert_equal,
+    assert_same,
+    conv_net,
+    dense_net,
+    feeds_for,
+    node,
+    normal,
+    operators,
+    proto_of,
+    run,
+    wrapped,
+)
 
 from qcli.errors import UnsupportedError
 from qcli.graph import raise_opset

@@ -106,7 +106,9 @@ def test_large_weights_go_to_a_file_beside_the_model(tmp_path: Path, monkeypatch
     assert_same(dense_net(), load_model(path))
 
 
-def test_a_failure_with_external_data_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_with_external_data_leaves_no_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(saving, "_EMBED_LIMIT", 100)
 
     def fail(*_: Any) -> None:

@@ -21,9 +21,7 @@ INT8, UINT8 = Grid(), Grid(format="uint8", symmetric=False)
 
 @pytest.mark.parametrize("grid", [INT8, UINT8])
 @pytest.mark.parametrize("far", [30.0, 1000.0, 1e6])
-def test_rare_outliers_are_clipped(
-    grid: Grid, far: float, histogram: Observe, rng: np.random.Generator
-) -> None:
+def test_rare_outliers_are_clipped(grid: Grid, far: float, histogram: Observe, rng: np.random.Generator) -> None:
     values = np.concatenate([rng.standard_normal(200_000), [far, -far / 2, far / 3]])
     found = Entropy().interval(histogram(values), grid)
     assert 2.5 < found.upper[0] < 12

@@ -87,9 +87,7 @@ def test_nothing_at_all(name: str, grid: Grid) -> None:
         assert found.lower.tolist() == found.upper.tolist() == [0.0] * channels
 
 
-def test_channels_do_not_influence_each_other(
-    name: str, grid: Grid, exact: Observe, rng: np.random.Generator
-) -> None:
+def test_channels_do_not_influence_each_other(name: str, grid: Grid, exact: Observe, rng: np.random.Generator) -> None:
     rows = [
         rng.standard_normal(2000),
         rng.laplace(size=2000) * 50,
@@ -105,18 +103,14 @@ def test_channels_do_not_influence_each_other(
         np.testing.assert_allclose(together.upper[channel], alone.upper[0], rtol=1e-12)
 
 
-def test_scaling_the_data_scales_the_range(
-    name: str, grid: Grid, histogram: Observe, rng: np.random.Generator
-) -> None:
+def test_scaling_the_data_scales_the_range(name: str, grid: Grid, histogram: Observe, rng: np.random.Generator) -> None:
     values = rng.standard_normal(20_000)
     small, large = span(name, histogram(values), grid), span(name, histogram(values * 1024), grid)
     np.testing.assert_allclose(small.lower * 1024, large.lower, rtol=1e-4)
     np.testing.assert_allclose(small.upper * 1024, large.upper, rtol=1e-4)
 
 
-def test_unions_work_like_the_joined_data(
-    name: str, grid: Grid, histogram: Observe, rng: np.random.Generator
-) -> None:
+def test_unions_work_like_the_joined_data(name: str, grid: Grid, histogram: Observe, rng: np.random.Generator) -> None:
     first, second = rng.standard_normal(20_000), rng.standard_normal(20_000) * 3
     joint = span(name, union([histogram(first), histogram(second)]), grid)
     whole = span(name, histogram(np.concatenate([first, second])), grid)

@@ -57,9 +57,7 @@ def brute_force(values: FloatArray, grid: Grid, measure: Measure) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("grid", SYMMETRIC + ASYMMETRIC)
-def test_close_to_brute_force(
-    name: str, grid: Grid, histogram: Observe, exact: Observe, true_mse: Measure
-) -> None:
+def test_close_to_brute_force(name: str, grid: Grid, histogram: Observe, exact: Observe, true_mse: Measure) -> None:
     values = samples(name)
     thinned = np.concatenate([values[::8], [values.min(), values.max()]]).astype(np.float32)
     best = brute_force(thinned, grid, true_mse)
@@ -70,9 +68,7 @@ def test_close_to_brute_force(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("grid", SYMMETRIC + ASYMMETRIC)
-def test_never_worse_than_minmax(
-    name: str, grid: Grid, histogram: Observe, exact: Observe, true_mse: Measure
-) -> None:
+def test_never_worse_than_minmax(name: str, grid: Grid, histogram: Observe, exact: Observe, true_mse: Measure) -> None:
     values = samples(name)
     for observe, tolerance in ((histogram, 1.005), (exact, 1.0001)):
         distribution = observe(values)
@@ -120,9 +116,7 @@ def grid_scale(step: float, zero_point: int = 0) -> Scale:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("step", [0.5, 0.05, 0.005])
-def test_the_error_model_agrees_with_encoding(
-    name: str, step: float, histogram: Observe, exact: Observe
-) -> None:
+def test_the_error_model_agrees_with_encoding(name: str, step: float, histogram: Observe, exact: Observe) -> None:
     values, scale = samples(name), grid_scale(step, 5)
     number_format = create("formats", "int8")
     decoded = number_format.decode(number_format.encode(values, scale), scale).astype(np.float64)
@@ -134,16 +128,12 @@ def test_the_error_model_agrees_with_encoding(
 def test_wide_bins_tend_to_a_twelfth_of_a_squared_step(histogram: Observe, rng: np.random.Generator) -> None:
     values = rng.uniform(100, 127, 100_000)  # a bin here is 0.5 wide, many steps of 0.01
     scale = grid_scale(0.01)
-    scale = Scale(
-        scale=scale.scale, zero_point=scale.zero_point, lowest=-(2**15), highest=2**15, dtype="int16"
-    )
+    scale = Scale(scale=scale.scale, zero_point=scale.zero_point, lowest=-(2**15), highest=2**15, dtype="int16")
     error = SquaredError.of(histogram(values)).of_grids(scale)[0, 0]
     assert error / values.size == pytest.approx(0.01**2 / 12, rel=0.01)
 
 
-def test_blocks_do_not_show(
-    exact: Observe, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_do_not_show(exact: Observe, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution = exact(*rng.standard_normal((7, 50)))
     grid = Grid(granularity="channel", axis=0)
     whole = Mse().interval(distribution, grid)

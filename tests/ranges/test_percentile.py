@@ -78,17 +78,11 @@ def test_a_tensor_that_is_almost_always_zero_keeps_the_rest(histogram: Observe) 
 def test_each_channel_is_cut_on_its_own(histogram: Observe, rng: np.random.Generator) -> None:
     rows = [rng.standard_normal(10_000), rng.exponential(size=10_000) + 1, -rng.exponential(size=10_000)]
     found = Percentile(keep=98).interval(histogram(*rows), Grid())
-    np.testing.assert_allclose(
-        found.lower, [np.percentile(rows[0], 1), 0, np.percentile(rows[2], 2)], rtol=0.01
-    )
-    np.testing.assert_allclose(
-        found.upper, [np.percentile(rows[0], 99), np.percentile(rows[1], 98), 0], rtol=0.01
-    )
+    np.testing.assert_allclose(found.lower, [np.percentile(rows[0], 1), 0, np.percentile(rows[2], 2)], rtol=0.01)
+    np.testing.assert_allclose(found.upper, [np.percentile(rows[0], 99), np.percentile(rows[1], 98), 0], rtol=0.01)
 
 
-@pytest.mark.parametrize(
-    "options", [{"keep": 0}, {"keep": -1}, {"keep": 100.5}, {"keep": "99"}, {"kept": 99}]
-)
+@pytest.mark.parametrize("options", [{"keep": 0}, {"keep": -1}, {"keep": 100.5}, {"keep": "99"}, {"kept": 99}])
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="percentile"):
         create("ranges", {"percentile": options})

@@ -17,15 +17,18 @@ from qcli.types import Array, Grid, Interval, Scale
 
 def scale_for(weight: Array, axis: int | None, shrink: float = 1.0, format_: str = "int8") -> Scale:
     known = from_weights(weight, axis)
-    grid = Grid(format=format_, symmetric=format_ == "int8", granularity="tensor" if axis is None else "channel", axis=axis)
+    grid = Grid(
+        format=format_, symmetric=format_ == "int8", granularity="tensor" if axis is None else "channel", axis=axis
+    )
     bounds = Interval(lower=known.lower * shrink, upper=known.upper * shrink)
     scale: Scale = create("formats", format_).scale(bounds, grid)
     return scale
 
 
 def exact(weight: Array, scale: Scale) -> Array:
-    steps, zero = broadcast(scale.scale, weight.ndim, scale.axis), broadcast(scale.zero_point, weight.ndim, scale.axis)
-    value: Array = (weight / steps.astype(np.float64) + zero).clip(scale.lowest, scale.highest)
+    steps = broadcast(scale.scale, weight.ndim, scale.axis).astype(np.float64)
+    zero = broadcast(scale.zero_point, weight.ndim, scale.axis).astype(np.float64)
+    value: Array = (weight / steps + zero).clip(scale.lowest, scale.highest)
     return value
 
 
@@ -44,7 +47,9 @@ def weights(draw: st.DrawFn) -> Array:
     return np.asarray(shaped, np.float32)
 
 
-CASES = st.tuples(weights(), st.sampled_from([None, 0, 1]), st.sampled_from([1.0, 0.6]), st.sampled_from(["int8", "uint8"]))
+CASES = st.tuples(
+    weights(), st.sampled_from([None, 0, 1]), st.sampled_from([1.0, 0.6]), st.sampled_from(["int8", "uint8"])
+)
 SETTINGS = settings(max_examples=120, deadline=None)
 
 

@@ -109,9 +109,7 @@ def test_symmetric_spans_minus_one_to_one(tmp_path: Path) -> None:
     assert sorted(set(array.ravel().tolist())) == [-1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind"), [("uint8", np.uint8), ("float32", np.float32), ("float16", np.float16)]
-)
+@pytest.mark.parametrize(("dtype", "kind"), [("uint8", np.uint8), ("float32", np.float32), ("float16", np.float16)])
 def test_raw_keeps_codes(tmp_path: Path, dtype: str, kind: type[np.generic]) -> None:
     image = picture()
     array = read(save(tmp_path / "a.png", image), {"layout": "nhwc"}, spec(None, 8, 12, 3, dtype=dtype))
@@ -127,9 +125,7 @@ def test_uint8_input_with_scaled_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["int64", "int8", "string"])
 def test_inputs_no_image_can_feed(tmp_path: Path, dtype: str) -> None:
-    assert (
-        f"takes {dtype}" in refused(save(tmp_path / "a.png"), "raw", spec(1, 3, 8, 12, dtype=dtype)).message
-    )
+    assert f"takes {dtype}" in refused(save(tmp_path / "a.png"), "raw", spec(1, 3, 8, 12, dtype=dtype)).message
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -159,9 +155,7 @@ def test_size_differs_and_no_geometry(tmp_path: Path) -> None:
         ({"resize": 4}, (None, 3, 8, 12), "resize: [8, 12]"),
     ],
 )
-def test_hint_names_the_key_to_set(
-    tmp_path: Path, preprocess: Any, wanted: tuple[int | None, ...], hint: str
-) -> None:
+def test_hint_names_the_key_to_set(tmp_path: Path, preprocess: Any, wanted: tuple[int | None, ...], hint: str) -> None:
     assert hint in refused(save(tmp_path / "a.png"), preprocess, spec(*wanted)).hint
 
 
@@ -199,9 +193,7 @@ def test_sixteen_bit_images(tmp_path: Path) -> None:
     assert "not 8-bit" in refused(path, "raw").message
 
 
-@pytest.mark.parametrize(
-    ("height", "width"), [(8000, 8001), (60_000, 60_000), (1, 64_000_001), (2**31 - 1,) * 2]
-)
+@pytest.mark.parametrize(("height", "width"), [(8000, 8001), (60_000, 60_000), (1, 64_000_001), (2**31 - 1,) * 2])
 def test_bombs_are_refused_before_decoding(tmp_path: Path, height: int, width: int) -> None:
     (tmp_path / "a.png").write_bytes(bomb(height, width))
     refused(tmp_path / "a.png", "imagenet")

@@ -82,9 +82,7 @@ def test_more_inputs_than_the_model_has(folder: Path) -> None:
     assert "has no input to go to, the model has 2" in refusal(folder, "input_2.pb")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\xff\xff", b"version https://git-lfs", b"\x08\x01\x10\x01\x4a\x01\0"]
-)
+@pytest.mark.parametrize("content", [b"", b"\xff\xff\xff", b"version https://git-lfs", b"\x08\x01\x10\x01\x4a\x01\0"])
 def test_damaged(folder: Path, content: bytes) -> None:
     folder.mkdir()
     (folder / "input_0.pb").write_bytes(content)
@@ -121,10 +119,7 @@ def test_folder_that_is_gone(folder: Path) -> None:
 
 def test_importing_the_reader_does_not_import_onnx() -> None:
     code = "import sys, qcli.samples.onnx_pb, qcli.dataset; sys.exit('onnx' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
 
 
 @given(st.data())

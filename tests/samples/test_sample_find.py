@@ -38,9 +38,7 @@ def test_recursive_sorted_bytewise(tmp_path: Path) -> None:
 
 
 def test_hidden_and_foreign_files_are_skipped(tmp_path: Path) -> None:
-    touch(
-        tmp_path, "a.npz", ".b.npz", ".git/c.npz", "labels.csv", "readme.txt", "model.onnx", "sub/.DS_Store"
-    )
+    touch(tmp_path, "a.npz", ".b.npz", ".git/c.npz", "labels.csv", "readme.txt", "model.onnx", "sub/.DS_Store")
     assert names(find(tmp_path, READERS)) == ["a.npz"]
 
 

@@ -102,11 +102,7 @@ def test_table_that_is_not_there(tmp_path: Path) -> None:
         read_labels((LabelTable(path=tmp_path / "gone.csv"),), ("a.npz",), tmp_path)
 
 
-@given(
-    st.dictionaries(
-        st.text("abc/é ,\"'", min_size=1, max_size=6).map(lambda s: f"x{s}y"), st.integers(0, 999)
-    )
-)
+@given(st.dictionaries(st.text("abc/é ,\"'", min_size=1, max_size=6).map(lambda s: f"x{s}y"), st.integers(0, 999)))
 @settings(deadline=None)
 def test_what_csv_writes_is_read(labels: dict[str, int]) -> None:
     import csv

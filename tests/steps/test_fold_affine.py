@@ -30,7 +30,9 @@ def constant(shape: tuple[int, ...], channels: int) -> Array:
     return np.asarray(np.sign(drawn) * (np.abs(drawn) + 0.5), np.float32)
 
 
-def arithmetic(operator: str, first: bool, shape: tuple[int, ...], layer: str = "Conv", channels: int = 4) -> onnx.ModelProto:
+def arithmetic(
+    operator: str, first: bool, shape: tuple[int, ...], layer: str = "Conv", channels: int = 4
+) -> onnx.ModelProto:
     weights = {"w": normal(0, channels, channels, 2, 2), "b": normal(1, channels), "k": constant(shape, channels)}
     after = node(operator, "c k" if first else "k c", "y")
     return proto_of([node(layer, "x w b", "c"), after], {"x": [2, channels, 4, 4]}, {"y": None}, weights)
@@ -38,7 +40,10 @@ def arithmetic(operator: str, first: bool, shape: tuple[int, ...], layer: str = 
 
 @SLOW
 @given(
-    st.sampled_from(["Add", "Sub", "Mul"]), st.booleans(), st.sampled_from(SHAPES), st.sampled_from(["Conv", "ConvTranspose"])
+    st.sampled_from(["Add", "Sub", "Mul"]),
+    st.booleans(),
+    st.sampled_from(SHAPES),
+    st.sampled_from(["Conv", "ConvTranspose"]),
 )
 def test_either_side_of_add_sub_and_mul(operator: str, first: bool, shape: tuple[int, ...], layer: str) -> None:
     proto = arithmetic(operator, first, shape, layer)
@@ -66,7 +71,9 @@ def test_a_divisor_of_zero_does_not_fold() -> None:
     assert folded(proto)[1] == 0
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 3), (1, 1, 1, 3), (2, 1, 1, 1), (1, 4, 1, 3), (1, 1, 4, 1, 1), (5, 1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(3,), (3, 3), (1, 1, 1, 3), (2, 1, 1, 1), (1, 4, 1, 3), (1, 1, 4, 1, 1), (5, 1, 1, 1, 1)]
+)
 def test_a_constant_that_varies_elsewhere_or_adds_an_axis_does_not_fold(shape: tuple[int, ...]) -> None:
     weights = {"w": normal(0, 4, 4, 2, 2), "k": normal(1, *shape)}
     proto = proto_of([node("Conv", "x w", "c"), node("Mul", "c k", "y")], {"x": [2, 4, 4, 4]}, {"y": None}, weights)

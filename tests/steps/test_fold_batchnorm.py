@@ -52,7 +52,14 @@ def bn(source: str, result: str, **attributes: Any) -> onnx.NodeProto:
 
 
 @SLOW
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(1, 3), st.sampled_from([1e-5, 1e-3, 0.5]))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(1, 3),
+    st.sampled_from([1e-5, 1e-3, 0.5]),
+)
 def test_conv(group: int, outs: int, ins: int, bias: bool, rank: int, epsilon: float) -> None:
     channels = group * outs
     weights = norm(channels) | {"w": normal(0, channels, ins, *[2] * rank), "b": normal(1, channels)}
@@ -72,7 +79,10 @@ def test_conv_transpose(group: int, outs: int, ins: int, bias: bool, rank: int) 
 
 @SLOW
 @given(
-    st.booleans(), st.sampled_from([None, (), (1,), (1, 1), (-1,), (1, -1)]), st.integers(1, 5), st.sampled_from([1.0, 0.5])
+    st.booleans(),
+    st.sampled_from([None, (), (1,), (1, 1), (-1,), (1, -1)]),
+    st.integers(1, 5),
+    st.sampled_from([1.0, 0.5]),
 )
 def test_gemm(transposed: bool, bias: tuple[int, ...] | None, channels: int, alpha: float) -> None:
     weight = normal(0, 4, channels)
@@ -109,7 +119,9 @@ def test_the_graph_output_keeps_its_name() -> None:
     assert model.outputs() == ("y",)
 
 
-def two_convs(*extra: onnx.NodeProto, outputs: dict[str, list[int]], more: dict[str, Array] | None = None) -> onnx.ModelProto:
+def two_convs(
+    *extra: onnx.NodeProto, outputs: dict[str, list[int]], more: dict[str, Array] | None = None
+) -> onnx.ModelProto:
     weights = norm(2) | {"w": normal(0, 2, 2, 1, 1)} | (more or {})
     return proto_of([node("Conv", "x w", "c"), bn("c", "y"), *extra], {"x": [1, 2, 3, 3]}, outputs, weights)
 
@@ -184,7 +196,9 @@ def test_a_layer_inside_a_body_is_left_alone() -> None:
     inner = onnx.helper.make_graph(
         [node("Conv", "x w", "c"), bn("c", "t")], "then", [], [onnx.helper.make_tensor_value_info("t", 1, None)]
     )
-    other = onnx.helper.make_graph([node("Neg", "x", "e")], "else", [], [onnx.helper.make_tensor_value_info("e", 1, None)])
+    other = onnx.helper.make_graph(
+        [node("Neg", "x", "e")], "else", [], [onnx.helper.make_tensor_value_info("e", 1, None)]
+    )
     choice = node("If", "c", "y", then_branch=inner, else_branch=other)
     proto = proto_of([choice], {"x": [1, 2, 3, 3]}, {"y": None}, norm(2) | {"w": normal(0, 2, 2, 1, 1)})
     proto.graph.input.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))

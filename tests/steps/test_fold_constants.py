@@ -12,6 +12,7 @@ from qcli.graph import normalize_graph
 from qcli.graph.model import Model
 from qcli.steps.fold_constants import FoldConstants
 from qcli.steps.normalize import Normalize
+from qcli.types import Array
 
 
 def folded(proto: onnx.ModelProto, **options: int) -> tuple[Model, int]:
@@ -75,7 +76,9 @@ def test_what_follows_a_large_result_is_folded_all_the_same() -> None:
 
 
 def test_a_weight_may_be_as_large_as_it_was() -> None:
-    proto = proto_of([node("Neg", "w", "n"), node("Add", "x n", "y")], {"x": [500]}, {"y": [500]}, {"w": normal(0, 500)})
+    proto = proto_of(
+        [node("Neg", "w", "n"), node("Add", "x n", "y")], {"x": [500]}, {"y": [500]}, {"w": normal(0, 500)}
+    )
     assert operators(folded(proto, limit_bytes=0)[0]) == ["Add"]
 
 
@@ -86,19 +89,26 @@ def test_random_numbers_stay_random(operator: str) -> None:
 
 
 def test_bernoulli_and_generators_without_inputs_stay() -> None:
-    nodes = [node("Bernoulli", "p", "b"), node("RandomNormal", "", "r", shape=[3]), node("Add", "b r", "n"), node("Add", "x n", "y")]
+    nodes = [
+        node("Bernoulli", "p", "b"),
+        node("RandomNormal", "", "r", shape=[3]),
+        node("Add", "b r", "n"),
+        node("Add", "x n", "y"),
+    ]
     model, count = folded(proto_of(nodes, {"x": [3]}, {"y": [3]}, {"p": np.full(3, 0.5, np.float32)}))
     assert count == 0 and len(operators(model)) == 4
 
 
 def test_a_constant_output_is_still_computed() -> None:
-    proto = proto_of([node("Neg", "w", "n"), node("Relu", "x", "y")], {"x": [3]}, {"y": [3], "n": [3]}, {"w": normal(0, 3)})
+    proto = proto_of(
+        [node("Neg", "w", "n"), node("Relu", "x", "y")], {"x": [3]}, {"y": [3], "n": [3]}, {"w": normal(0, 3)}
+    )
     model, _ = folded(proto)
     assert_same(proto, model)
 
 
 def test_quantized_constants_stay_codes() -> None:
-    weights = {"q": np.arange(3, dtype=np.int8), "s": np.array(0.5, np.float32)}
+    weights: dict[str, Array] = {"q": np.arange(3, dtype=np.int8), "s": np.array(0.5, np.float32)}
     nodes = [node("DequantizeLinear", "q s", "w"), node("Add", "x w", "y")]
     assert folded(proto_of(nodes, {"x": [3]}, {"y": [3]}, weights))[1] == 0
 
@@ -132,7 +142,11 @@ def test_several_results_of_one_node() -> None:
 
 
 def test_strings_and_sequences_stay() -> None:
-    nodes = [node("SequenceConstruct", "w w", "q"), node("ConcatFromSequence", "q", "c", axis=0), node("Add", "x c", "y")]
+    nodes = [
+        node("SequenceConstruct", "w w", "q"),
+        node("ConcatFromSequence", "q", "c", axis=0),
+        node("Add", "x c", "y"),
+    ]
     proto = proto_of(nodes, {"x": [4]}, {"y": [4]}, {"w": normal(0, 2)})
     model, _ = folded(proto)
     assert_same(proto, model)

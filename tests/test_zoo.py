@@ -1,0 +1,167 @@
+"""Real models. They are not in this repository: QCLI_ZOO names their folder, else ../shared/zoo beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from models import feeds_for, run
+
+from qcli.errors import InputError, NothingToDoError, QcliError, UnsupportedError
+from qcli.graph import load_model
+from qcli.job import QuantizeJob
+from qcli.pipeline import quantize
+from qcli.report import Report
+
+ROOT = Path(__file__).parent.parent
+ZOO = Path(os.environ.get("QCLI_ZOO", ROOT.parent / "shared" / "zoo"))
+
+pytestmark = [pytest.mark.zoo, pytest.mark.skipif(not ZOO.is_dir(), reason=f"{ZOO} is missing")]
+
+SAMPLES = 24
+
+EVALUATED = {"resnet20_cifar10": 200}
+"""Where 24 samples say too little: of 5,000 random choices of 24, 1 % lie below 26.5 dB and 5 % above 31.2 dB; the 24
+that are spread evenly give 26.2 dB, all 500 give 29.4 dB, and 200 give 29.3 dB."""
+
+IMAGENET = ("mobilenetv2_imagenet", "squeezenet11_imagenet")
+
+FLOORS = {
+    "mobilenetv2_imagenet": (15.5, 0.99),
+    "squeezenet11_imagenet": (29.0, 0.99),
+    "resnet20_cifar10": (27.5, 0.99),
+    "vit_mnist": (34.0, 0.75),  # products of two activations stay float
+    "ultraface_rfb320": (40.0, 0.99),
+    "super_resolution_x3": (34.0, 0.99),
+    "oww_embedding_cnn": (24.0, 0.99),
+    "mnist_cntk": (36.0, 0.99),
+    "mnist_mlp_pytorch": (34.0, 0.99),
+    "oww_alexa_mlp": (15.0, 0.99),
+    "ppocr_cls": (20.0, 0.9),
+}
+"""The least signal-to-noise ratio (dB), a bit below that of all samples, and share of products in integers."""
+
+
+def first_files(folder: Path, into: Path, count: int = SAMPLES) -> Path:
+    """Links to a few samples, spread evenly, and to the labels."""
+    into.mkdir()
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".npz", ".JPEG", ".jpeg", ".jpg"))
+    for index in range(min(count, len(files))):
+        file = files[index * len(files) // min(count, len(files))]
+        (into / file.name).symlink_to(file)
+    return into
+
+
+def job(name: str, folder: Path, **options: Any) -> QuantizeJob:
+    samples = ZOO / ("imagenet" if name in IMAGENET else name)
+    settings = ("samples.calibration.preprocess=imagenet",) if name in IMAGENET else ()
+    base: dict[str, Any] = {
+        "model": ZOO / name / "model.onnx",
+        "settings": settings,
+        "calibration": samples / "calib",
+        "evaluation": first_files(samples / "eval", folder / "eval", EVALUATED.get(name, SAMPLES)),
+        "output": folder / "out.onnx",
+        "samples": SAMPLES,
+        "latency": False,
+        "cache": False,
+        "threads": 2,
+    }
+    return QuantizeJob(**{**base, **options})
+
+
+def ran(report: Report, output: Path) -> None:
+    """The result is there, valid, and smaller."""
+    onnx.checker.check_model(str(output), full_check=True)
+    assert report.size is not None and report.size.ratio < 1
+    assert report.kernels is not None and report.kernels.agreement_with_unoptimized is not None
+    assert report.kernels.agreement_with_unoptimized.agree, report.kernels.agreement_with_unoptimized
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOORS)
+def test_a_real_model(tmp_path: Path, name: str) -> None:
+    report = quantize(job(name, tmp_path))
+    ran(report, tmp_path / "out.onnx")
+    sqnr, share = FLOORS[name]
+    assert report.accuracy is not None and report.accuracy.sqnr is not None and report.kernels is not None
+    assert report.accuracy.sqnr >= sqnr
+    assert report.kernels.integer_share >= share, report.kernels.kept_float
+    assert (
+        report.samples is not None and report.samples.calibration is not None and report.samples.calibration <= SAMPLES
+    )
+
+
+OTHERS = (
+    "aidreams_llama_lm", "dtln_lstm1", "nnsplit_byte_lstm", "nsnet2_gru", "oww_melspectrogram", "silero_vad",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_give_a_result_or_a_reason(tmp_path: Path, name: str) -> None:
+    try:
+        report = quantize(job(name, tmp_path, samples=8))
+    except QcliError as error:
+        assert isinstance(error, (NothingToDoError, UnsupportedError)) and error.hint
+        assert not (tmp_path / "out.onnx").exists()
+        return
+    onnx.checker.check_model(str(tmp_path / "out.onnx"), full_check=True)
+    assert report.accuracy is not None and report.kernels is not None
+    assert all(item.reason for item in report.kernels.kept_float)
+
+
+def test_a_prequantized_model_is_recognised(tmp_path: Path) -> None:
+    model = ZOO / "mnist_cntk_prequantized" / "model.onnx"
+    with pytest.raises(UnsupportedError, match="already quantized"):
+        quantize(job("mnist_cntk", tmp_path, model=model))
+
+
+ODD: dict[str, type[QcliError] | None] = {
+    "conv_relu_single.onnx": NothingToDoError,
+    "external_data/mlp.onnx": None,
+    "gru_gonnx.onnx": NothingToDoError,
+    "lfs_pointer.onnx": InputError,
+    "lgbm_classifier.onnx": NothingToDoError,
+    "lstm_k1_b1_r1.onnx": NothingToDoError,
+    "magika_fast_v2_1.onnx": None,
+    "missing_external/resnet18.onnx": InputError,
+    "mobilenetv2_qdq_uint8.onnx": UnsupportedError,
+    "nodes_out_of_order.onnx": NothingToDoError,  # one Slice, in front of it the Constants that it reads
+    "qtdnn_i32_bias.onnx": UnsupportedError,
+    "squeezenet11_fp16_selfmade.onnx": NothingToDoError,
+    "sr_prepost_ortext_op18.onnx": QcliError,
+}
+"""How each file of odd/ ends: with an error of this class, or with a result."""
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_file_ends_well(tmp_path: Path, name: str) -> None:
+    before = sorted(os.listdir((ZOO / "odd" / name).parent))
+    wanted = QuantizeJob(
+        model=ZOO / "odd" / name,
+        output=tmp_path / "out.onnx",
+        random_samples=4,
+        latency=False,
+        cache=False,
+        threads=2,
+    )
+    expected = ODD[name]
+    if expected is None:
+        report = quantize(wanted)
+        ran(report, tmp_path / "out.onnx")
+        feeds = feeds_for(load_model(ZOO / "odd" / name), free=1)
+        run((tmp_path / "out.onnx").read_bytes(), feeds, optimize=True)
+    else:
+        with pytest.raises(expected) as caught:
+            quantize(wanted)
+        assert caught.value.hint and "\n" not in caught.value.message
+        assert os.listdir(tmp_path) == []
+    assert sorted(os.listdir((ZOO / "odd" / name).parent)) == before
+
+
+def test_every_odd_file_is_in_the_list() -> None:
+    found = {str(path.relative_to(ZOO / "odd")) for path in (ZOO / "odd").rglob("*.onnx")}
+    assert found == set(ODD)
