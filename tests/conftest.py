@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from qcli.dataset import Dataset, Sample, open_dataset
 from qcli.graph import load_model, normalize_graph, save_model
@@ -16,6 +18,10 @@ from qcli.types import Array
 SAMPLE_MODELS = Path(__file__).parent.parent / "sample_models"
 
 _CALIBRATION_SAMPLES = 32
+
+settings.register_profile("ci", derandomize=True, deadline=None)
+if "CI" in os.environ:  # a build fails for what was changed, not for luck; new examples are found at developers' desks
+    settings.load_profile("ci")
 
 
 def model_path(name: str) -> Path:
