@@ -85,6 +85,8 @@ def count_kernels(optimized: OptimizedGraph, float_model: Model, feeds: Mapping[
     covered = sum(work[node] for node, found in matches.pairs.items() if _all_integer(found))
     unknown = sum(work[node] for node, found in matches.pairs.items() if not found)
     covered += min(unknown, sum(_own_work(node, optimized) for node in matches.unmatched if is_integer(node)))
+    if integer == len(running) >= len(matches.pairs):  # as many as there were, and none of them in float
+        covered = total
     if total == 0:  # nothing to weigh the nodes with
         total, covered = max(len(running), 1), integer
     return Kernels(

@@ -19,6 +19,8 @@ from qcli.recipe import Recipe
 from qcli.types import Entry, Grid, Plan, Role, Site, Spec, Tie
 from qcli.yaml_file import read_yaml, write_yaml
 
+_VERSION = 1
+
 BIAS_GRID = Grid(format="int32", symmetric=True, granularity="channel")
 """A bias is stored as int32 with the scale s_x * s_w of the product that it is added to."""
 
@@ -73,7 +75,10 @@ def required_opset(recipe: Recipe) -> int:
 
 def read_plan(path: Path) -> Plan:
     """A plan from its file. Raises UsageError that names the key."""
-    return convert(read_yaml(path, "plan"), Plan, where=f"plan '{path}'")
+    plan = convert(read_yaml(path, "plan"), Plan, where=f"plan '{path}'")
+    if plan.version != _VERSION:
+        raise UsageError(f"plan '{path}' has version {plan.version}", f"this qcli reads version {_VERSION}")
+    return plan
 
 
 def plan_text(plan: Plan) -> str:

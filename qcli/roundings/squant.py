@@ -16,11 +16,12 @@ class Squant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Rounds convolution weights to nearest, then turns as few as possible the other way so that errors cancel.
 
     Neighbouring activations are alike, so what counts is the sum of the errors in each kernel, then in each output
-    channel. First every kernel's sum is brought within half a step, then every channel's, each time by turning the
-    elements nearest to the middle between two levels. Matrices have no kernels and are rounded to nearest.
+    channel. First every kernel's sum is brought within half a step, then every channel's (which may cost a kernel half
+    a step more), each time by turning the elements nearest to the middle between two levels. Matrices have no kernels
+    and are rounded to nearest.
 
-    Source: Guo et al. 2022, "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation",
-    sections 3.2 and 3.3 (the kernel-wise and the output-channel-wise term).
+    Source: Guo et al. 2022, "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation", its
+    kernel-wise and its channel-wise term.
     """
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
@@ -58,7 +59,8 @@ def _cancel(codes: npt.NDArray[np.float64], exact: npt.NDArray[np.float64], spre
     """Turns elements along the last axis until the sum of the errors is within half a step.
 
     An element may only go to the other one of its two neighbouring levels. With `spread`, at most one element of
-    each run of that many (a kernel) is turned, so that no kernel loses what it gained.
+    each run of that many (a kernel) is turned, and only in kernels that err to the same side, so that no kernel's sum
+    exceeds one step.
     """
     error = codes - exact
     total = error.sum(axis=-1, keepdims=True)
@@ -67,7 +69,7 @@ def _cancel(codes: npt.NDArray[np.float64], exact: npt.NDArray[np.float64], spre
     gain = error * direction
     turnable = gain > 0
     if spread > 1:
-        turnable &= _best_of_run(np.where(turnable, gain, -1.0), spread)
+        turnable &= _best_of_run(np.where(turnable, gain, -1.0), spread) & _run_leans(gain, spread)
     ranked = np.argsort(np.where(turnable, -gain, 1.0), axis=-1, kind="stable")
     rank = np.empty_like(ranked)
     np.put_along_axis(rank, ranked, np.broadcast_to(np.arange(codes.shape[-1]), codes.shape), axis=-1)
@@ -80,3 +82,9 @@ def _best_of_run(gain: npt.NDArray[np.float64], length: int) -> npt.NDArray[np.b
     best = np.zeros(runs.shape, bool)
     np.put_along_axis(best, runs.argmax(axis=-1, keepdims=True), True, axis=-1)
     return best.reshape(gain.shape)
+
+
+def _run_leans(gain: npt.NDArray[np.float64], length: int) -> npt.NDArray[np.bool_]:
+    """True for the elements of each run of `length` whose sum is positive."""
+    leans = gain.reshape(*gain.shape[:-1], -1, length).sum(axis=-1) > 0
+    return np.repeat(leans, length, axis=-1)
