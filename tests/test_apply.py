@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from models import (
     Quantized,
@@ -115,7 +116,7 @@ def test_a_weight_that_several_layers_read_is_stored_once() -> None:
     nodes = [node("Gemm", "x w", "a"), node("Gemm", "z w", "b")]
     proto = proto_of(nodes, {"x": [2, 8], "z": [3, 8]}, {"a": None, "b": None}, {"w": normal(0, 8, 8)})
     quantized = quantized_of(proto)
-    assert [name for name in quantized.model.graph.initializers if name.startswith("w")] == ["w_q", "w_scale"]
+    assert [name for name in quantized.model.graph.initializers if name.startswith("w")] == ["w_q", "w_scale", "w_zero"]
     assert operators(quantized.model).count("DequantizeLinear") == 3
     checked(proto, quantized)
 
@@ -305,3 +306,17 @@ def test_saturating_weights_of_a_sample_model_agree_with_the_unoptimized_graph()
         feeds = feeds_for(model, seed)
         written, optimized = (run(quantized.model, feeds, optimize=optimize)["logits"] for optimize in (False, True))
         np.testing.assert_allclose(optimized, written, atol=0.03 * np.abs(written).max())
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "transformer"])
+def test_the_runtime_may_use_its_precise_kernels(name: str) -> None:
+    """`session.x64quantprecision` turns signed weights into unsigned ones, zero point by zero point."""
+    source = sample_model(name)
+    feeds = feeds_for(source)
+    content = finished(source, make_plan(source, load_recipe("int8")), stream_for(source)).model.serialize()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    [precise] = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    [usual] = run(content, feeds, optimize=True).values()
+    np.testing.assert_allclose(precise, usual, rtol=0, atol=np.abs(usual).max() * 1e-5)
