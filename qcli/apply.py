@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcli.graph import Graph, Model, Node, Value, constant_of
+from qcli.graph import Graph, Model, Node, Value, constant_of, insert_after, make_node
 from qcli.plugins import create
 from qcli.solve import Solution, site_key
 from qcli.types import Entry, Plan, Role, Scale
@@ -76,14 +76,38 @@ class _Writer:
         known = (value.name or "", float(scale.scale[0]), int(scale.zero_point[0]))
         if known not in self._edges:
             encoding = create("encodings", entry.encoding)
-            self._edges[known] = encoding.activation(self._graph, value, value.name or "", scale)
+            source = self._shielded(value) if _would_be_quantized(value) else value
+            self._edges[known] = encoding.activation(self._graph, source, value.name or "", scale)
         node.replace_input_with(operand, self._edges[known])
+
+    def _shielded(self, value: Value) -> Value:
+        """The value behind a Sum of one operand, which no fusion looks through."""
+        name = f"{value.name}_kept_float"
+        shield = make_node("Sum", [value], name=name, output=name)
+        insert_after(value, shield, self._graph)
+        return shield.outputs[0]
 
     def _reader(self, entry: Entry) -> tuple[Node, int, Scale]:
         return self._nodes[entry.site.node], entry.site.operand, self._solution.scales[site_key(entry)]
 
     def _value(self, entry: Entry) -> Value:
         return self._nodes[entry.site.node].outputs[entry.site.operand]
+
+
+def _would_be_quantized(value: Value) -> bool:
+    """True for the result of a float layer between a DequantizeLinear and the QuantizeLinear to come.
+
+    onnxruntime gives the weights of such a Conv, ConvTranspose or Gemm one int8 scale of its own making
+    (WeightBiasQuantization, seen in 1.31.1), whatever the plan says of it.
+    """
+    producer = value.producer()
+    while producer is not None and (_bounds(producer) != _UNBOUNDED or producer.op_type == "Add"):
+        producer = next((item.producer() for item in producer.inputs if item is not None and item.producer()), None)
+    if producer is None or producer.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return False
+    data, weight = producer.inputs[:2]
+    before = data.producer() if data is not None else None
+    return constant_of(weight) is not None and before is not None and before.op_type == "DequantizeLinear"
 
 
 def _before_clips(value: Value, scale: Scale) -> Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,13 +21,16 @@ from models import (
     operators,
     proto_of,
     quantized_of,
+    recipe_of,
     run,
     sample_model,
     stream_for,
+    wrapped,
 )
 
 from qcli.apply import apply_plan
 from qcli.graph import Node
+from qcli.kernels import read_kernels
 from qcli.plan import make_plan
 from qcli.plugins import create
 from qcli.recipe import load_recipe
@@ -320,3 +325,24 @@ def test_the_runtime_may_use_its_precise_kernels(name: str) -> None:
     [precise] = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, feeds)
     [usual] = run(content, feeds, optimize=True).values()
     np.testing.assert_allclose(precise, usual, rtol=0, atol=np.abs(usual).max() * 1e-5)
+
+
+@pytest.mark.parametrize("behind", ["", "Relu"])
+@pytest.mark.parametrize("layer", ["Conv", "ConvTranspose"])
+def test_a_layer_that_is_kept_float_stays_float_in_the_runtime(layer: str, behind: str, tmp_path: Path) -> None:
+    """Left to itself, onnxruntime quantizes the float weights between DequantizeLinear and QuantizeLinear."""
+    weights = {"w1": normal(0, 8, 3, 3, 3), "w2": normal(1, 8, 8, 3, 3), "w3": normal(2, 4, 8, 1, 1)}
+    weights["w2"][0] *= 100
+    nodes = [node("Conv", "x w1", "a"), node(layer, "a w2", "b", name="/middle")]
+    nodes += [node(behind, "b", "r")] if behind else []
+    nodes += [node("Conv", f"{'r' if behind else 'b'} w3", "y")]
+    proto = proto_of(nodes, {"x": [1, 3, 12, 12]}, {"y": None}, weights)
+    keep = "version: 1\nextends: int8-minmax\nrules: [{match: {name: /middle}, keep: float}]\n"
+    quantized = quantized_of(proto, recipe_of(keep, tmp_path)).model.serialize()
+    found = read_kernels(quantized, wrapped(proto), feeds_for(wrapped(proto)))
+    assert [kernel.node for kernel in found.stayed_float] == ["/middle"]
+    assert_equal(
+        run(quantized, feeds_for(wrapped(proto))),
+        run(quantized, feeds_for(wrapped(proto)), optimize=True),
+        tolerance=0.01,
+    )
