@@ -22,6 +22,7 @@ def apply_plan(model: Model, plan: Plan, solution: Solution) -> Model:
         if entry.site.role is Role.INPUT and site_key(entry) not in solution.codes:
             writer.edge(entry)
     quantized.remove_unused()
+    quantized.sort()
     quantized.forget_shapes()
     quantized.fix_names()
     return quantized
@@ -94,20 +95,30 @@ class _Writer:
         return self._nodes[entry.site.node].outputs[entry.site.operand]
 
 
-def _would_be_quantized(value: Value) -> bool:
-    """True for the result of a float layer between a DequantizeLinear and the QuantizeLinear to come.
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FUSED = ("AveragePool", "GlobalAveragePool", "Softmax", "Sigmoid", "LeakyRelu", "Add", "Mul", "Concat")
 
-    onnxruntime gives the weights of such a Conv, ConvTranspose or Gemm one int8 scale of its own making
-    (WeightBiasQuantization, seen in 1.31.1), whatever the plan says of it.
+
+def _would_be_quantized(value: Value) -> bool:
+    """True for the result of a float operator between a DequantizeLinear and the QuantizeLinear to come.
+
+    onnxruntime makes an integer kernel of what stands there, whatever the plan says of it, and gives the float weights
+    of a Conv, ConvTranspose or Gemm one int8 scale of its own making (WeightBiasQuantization, seen in 1.31.1).
     """
     producer = value.producer()
-    while producer is not None and (_bounds(producer) != _UNBOUNDED or producer.op_type == "Add"):
+    while producer is not None and (_bounds(producer) != _UNBOUNDED or _adds_constant(producer)):
         producer = next((item.producer() for item in producer.inputs if item is not None and item.producer()), None)
-    if producer is None or producer.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if producer is None:
         return False
-    data, weight = producer.inputs[:2]
-    before = data.producer() if data is not None else None
-    return constant_of(weight) is not None and before is not None and before.op_type == "DequantizeLinear"
+    read = [item for item in producer.inputs if item is not None and constant_of(item) is None]
+    fed = bool(read) and all((before := item.producer()) and before.op_type == "DequantizeLinear" for item in read)
+    if producer.op_type in _LAYERS:
+        return fed and constant_of(producer.inputs[1]) is not None
+    return fed and producer.op_type in _FUSED
+
+
+def _adds_constant(node: Node) -> bool:
+    return node.op_type == "Add" and any(constant_of(item) is not None for item in node.inputs)
 
 
 def _before_clips(value: Value, scale: Scale) -> Value:

@@ -14,6 +14,9 @@ from qcli.report import package_version
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Request
 
+_MEASURING = 1
+"""Raised whenever the same samples would be measured otherwise."""
+
 _KEPT = 64
 """Files kept; the ones not used for the longest go first."""
 
@@ -28,8 +31,8 @@ def cache_folder() -> Path:
 
 def cache_key(prepared_sha256: str, samples_sha256: str, preprocess: object, requests: tuple[Request, ...]) -> str:
     """A name for the measurement of these requests on this graph with these samples."""
-    versions = [package_version(package) for package in ("qcli", "onnxruntime", "numpy")]
-    facts = [prepared_sha256, samples_sha256, preprocess, [request.key for request in requests], versions]
+    versions = [package_version(package) for package in ("qcli", "onnxruntime", "numpy", "pillow")]
+    facts = [_MEASURING, prepared_sha256, samples_sha256, preprocess, [request.key for request in requests], versions]
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
 
 

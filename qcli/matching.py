@@ -31,16 +31,15 @@ class RuleBook:
                 return f"no rule gives its {role.value} a grid"
             if decided.rule.keep is not None:
                 return f"{decided.origin} keeps it float"
-        return None
+        return self._kept_by_result(node)
 
-    def entry(self, site: Site) -> Entry:
-        """The decision about a site."""
-        node = self._node_of(site)
-        role = site.role
-        grid = self._last(node, role, lambda rule: rule.rule.grid is not None, site.value)
-        span = self._last(node, role, lambda rule: rule.rule.range is not None, site.value)
-        rounding = self._last(node, role, lambda rule: rule.rule.rounding is not None, site.value)
-        encoding = self._last(node, role, lambda rule: rule.rule.encoding is not None, site.value)
+    def entry(self, site: Site, layer: Node | None = None) -> Entry:
+        """The decision about a site. `layer` is the node whose result it is, where a Relu or the like comes between."""
+        nodes = (self._node_of(site), *([layer] if layer is not None else []))
+        grid = self._last_of(nodes, site, lambda rule: rule.rule.grid is not None)
+        span = self._last_of(nodes, site, lambda rule: rule.rule.range is not None)
+        rounding = self._last_of(nodes, site, lambda rule: rule.rule.rounding is not None)
+        encoding = self._last_of(nodes, site, lambda rule: rule.rule.encoding is not None)
         return Entry(
             site=site,
             grid=(grid.rule.grid if grid else None) or Grid(),
@@ -50,12 +49,27 @@ class RuleBook:
             because=_because(grid, span),
         )
 
-    def names_operator(self, entry: Entry) -> bool:
+    def names_operator(self, entry: Entry, layer: Node) -> bool:
         """True if the rule that gives the range is about this operator in particular, not about a role."""
-        node = self._node_of(entry.site)
-        span = self._last(node, entry.site.role, lambda rule: rule.rule.range is not None, entry.site.value)
+        nodes = (self._node_of(entry.site), layer)
+        span = self._last_of(nodes, entry.site, lambda rule: rule.rule.range is not None)
         match = span.rule.match if span else Match()
         return any(item is not None for item in (match.op, match.name, match.value, match.from_, match.to))
+
+    def _kept_by_result(self, node: Node) -> str | None:
+        """A rule that keeps a result or a bias float keeps the node float: its kernel gives and takes integers."""
+        result = self._last(node, Role.OUTPUT, lambda rule: rule.rule.grid is not None or rule.rule.keep is not None)
+        bias = self._last(node, Role.BIAS, lambda rule: rule.rule.match.role is not None)
+        for role, decided in ((Role.OUTPUT, result), (Role.BIAS, bias)):
+            if decided is not None and decided.rule.keep is not None:
+                return f"{decided.origin} keeps its {role.value} float"
+        return None
+
+    def _last_of(self, nodes: tuple[Node, ...], site: Site, says: Callable[[SourcedRule], bool]) -> SourcedRule | None:
+        for sourced in reversed(self._rules):
+            if says(sourced) and any(self._matches(sourced, node, site.role, site.value) for node in nodes):
+                return sourced
+        return None
 
     def _roles(self, node: Node) -> tuple[Role, ...]:
         weighted = any(value is not None and is_constant(value) for value in node.inputs[1:2])

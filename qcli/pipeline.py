@@ -99,9 +99,11 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     source = load_model(job.model)
     refuse_quantized(source)
     calibration = _calibration(job, recipe, source, watch)
-    model = prepare(source, required_opset(recipe), recipe.prepare, _step_samples(job, recipe, source), watch)
+    given = read_plan(job.plan) if job.plan is not None else None
+    opset = max(required_opset(recipe), given.opset if given is not None else 0)
+    model = prepare(source, opset, recipe.prepare, _step_samples(job, recipe, source), watch)
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
-    plan = make_plan(model, recipe) if job.plan is None else read_plan(job.plan)
+    plan = given if given is not None else make_plan(model, recipe)
     check_plan(plan, model)
     return Prepared(recipe, source, model, plan, calibration)
 

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, is_constant, original_name, sole_consumer
 from qcli.layers import LAYERS
 from qcli.targets._support import Placement, Support
-from qcli.types import KeptFloat
+from qcli.types import Array, KeptFloat
 
 _STRUCTURAL = ("Shape", "Cast", "Constant", "ConstantOfShape", "Range", "If", "Loop", "Scan")
 
@@ -92,7 +94,7 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
     )
     if not operands:
         return "it reads no activation"
-    tail, bias = _tail(node, support)
+    tail, bias = _tail(node, support, refused)
     return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias)
 
 
@@ -111,15 +113,21 @@ def _illegal(node: Node, support: Support) -> str | None:
             )
         if node.op_type == "MatMul" and len(dimensions(weight) or ()) != 2:
             return "its weight is not a matrix"
+    bias = node.inputs[support.bias] if support.bias is not None and len(node.inputs) > support.bias else None
+    if bias is not None and constant_of(bias) is None:
+        return "its bias is not constant"
+    if any((array := constant_of(value)) is not None and not _finite(array) for value in node.inputs):
+        return "one of its constants holds Inf or NaN"
     check = _CHECKS.get(node.op_type)
     return check(node) if check is not None else None
 
 
+def _finite(array: Array) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
 def _gemm(node: Node) -> str | None:
     plain = _float(node, "alpha", 1.0) == 1.0 and _float(node, "beta", 1.0) == 1.0 and not _int(node, "transA")
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and constant_of(bias) is None:
-        return "its bias is not constant"
     return None if plain else "integer Gemm has no alpha, beta or transA"
 
 
@@ -140,13 +148,32 @@ def _pool(node: Node) -> str | None:
     return "it also gives indices" if len(node.outputs) > 1 else None
 
 
+def _average_pool(node: Node) -> str | None:
+    dilated = "dilations" in node.attributes and any(step != 1 for step in node.attributes["dilations"].as_ints())
+    if dilated:
+        return "its integer kernel has no dilations"
+    return (
+        "its integer kernel counts padding otherwise"
+        if _int(node, "ceil_mode") and _int(node, "count_include_pad")
+        else None
+    )
+
+
 def _elementwise(node: Node) -> str | None:
     if sum(value is not None and is_constant(value) for value in node.inputs) == len(node.inputs):
         return "it reads no activation"
     return None
 
 
-_CHECKS = {"Gemm": _gemm, "Pad": _pad, "Resize": _resize, "MaxPool": _pool, "Add": _elementwise, "Mul": _elementwise}
+_CHECKS = {
+    "Gemm": _gemm,
+    "Pad": _pad,
+    "Resize": _resize,
+    "MaxPool": _pool,
+    "AveragePool": _average_pool,
+    "Add": _elementwise,
+    "Mul": _elementwise,
+}
 
 
 def _float(node: Node, key: str, default: float) -> float:
@@ -157,14 +184,16 @@ def _int(node: Node, key: str) -> int:
     return node.attributes[key].as_int() if key in node.attributes else 0
 
 
-def _tail(node: Node, support: Support) -> tuple[tuple[Node, ...], tuple[Node, int] | None]:
+def _tail(
+    node: Node, support: Support, refused: Callable[[Node], str | None]
+) -> tuple[tuple[Node, ...], tuple[Node, int] | None]:
     """The nodes behind an integer kernel that it swallows, and where its bias is read."""
     tail: list[Node] = []
     bias: tuple[Node, int] | None = None
     if support.bias is not None and len(node.inputs) > support.bias and node.inputs[support.bias] is not None:
         bias = (node, support.bias)
     value = node.outputs[0]
-    while (follower := sole_consumer(value)) is not None and len(tail) < 3:
+    while (follower := sole_consumer(value)) is not None and len(tail) < 3 and refused(follower) is None:
         if node.op_type == "MatMul" and not tail and (operand := _bias_operand(node, follower)) is not None:
             bias = (follower, operand) if _joins_bias(node) else None
         elif not _clips(follower, value) or support.tied:

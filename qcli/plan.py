@@ -90,6 +90,9 @@ def check_plan(plan: Plan, model: Model) -> None:
     """Raises UsageError if a plan was made for another model or names nodes that this one lacks."""
     if plan.model_sha256 != model.sha256:
         raise UsageError("the plan was made for another model", "make it again with 'qcli plan'")
+    if not plan.entries:
+        raise NothingToDoError("the plan has no entries", "make it again with 'qcli plan'")
+    _check_formats(plan.entries, create("targets", plan.target), plan.target)
     nodes = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
     for entry in plan.entries:
         _check_site(entry.site, nodes.get(entry.site.node))
@@ -165,9 +168,10 @@ def _constant_entries(placed: Placed, rules: RuleBook) -> Iterator[Entry]:
 
 def _output_entry(placed: Placed, rules: RuleBook) -> Entry:
     producer = placed.tail[-1] if placed.tail else placed.node
-    entry = rules.entry(_site(producer, 0, Role.OUTPUT, op=placed.node.op_type))
+    entry = rules.entry(_site(producer, 0, Role.OUTPUT, op=placed.node.op_type), placed.node)
     natural = placed.support.natural
-    if natural is None or rules.names_operator(entry):
+    clipped = any(node.op_type not in ("Relu", "Add") for node in placed.tail)
+    if natural is None or clipped or rules.names_operator(entry, placed.node):
         return entry
     fixed: Spec = {"fixed": {"lower": natural[0], "upper": natural[1]}}
     because = f"{entry.because}; natural range of {placed.node.op_type}"
@@ -202,6 +206,8 @@ def _check_formats(entries: tuple[Entry, ...], target: Any, spec: Spec) -> None:
     for entry in entries:
         if entry.site.role is Role.BIAS:
             continue
+        if entry.site.role is not Role.WEIGHT and entry.grid.granularity != "tensor":
+            raise UsageError(f"{entry.because}: activations have one scale for each tensor", "use granularity: tensor")
         allowed = target.formats("weight" if entry.site.role is Role.WEIGHT else "activation")
         if entry.grid.format not in allowed:
             raise UsageError(

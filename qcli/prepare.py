@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qcli.calibrate import Samples, collect
-from qcli.errors import QcliError, RuntimeFailure
+from qcli.errors import QcliError, RuntimeFailure, UnsupportedError
 from qcli.graph import Model, raise_opset
 from qcli.metrics.sqnr import Sqnr
 from qcli.plugins import choice_of, create
@@ -34,7 +34,10 @@ def prepare(model: Model, opset: int, steps: Sequence[Spec], samples: Samples | 
     current = model.copy()
     raise_opset(current, opset)
     if reference is not None and not _same(current, probe, reference):
-        watch.warn(f"raising the model to opset {opset} changed its outputs")
+        raise UnsupportedError(
+            f"raising the model from opset {model.opset} to {opset} changes what it computes",
+            "export it again with a newer opset",
+        )
     for spec in steps:
         current = _run_step(current, spec, (probe, reference), samples, watch)
     return current
@@ -49,11 +52,11 @@ def _run_step(
         watch.warn(f"step '{name}' needs samples and was skipped")
         return model
     changed = model.copy()
-    count = step.run(changed) if not isinstance(step, MeasuredStep) else _measured(step, changed, samples)
-    if not count:
-        return model
     probe, reference = check
     try:
+        count = step.run(changed) if not isinstance(step, MeasuredStep) else _measured(step, changed, samples)
+        if not count:
+            return model
         same = probe is None or reference is None or _same(changed, probe, reference)
     except RuntimeFailure:
         same = False
@@ -95,7 +98,7 @@ def _probe(model: Model, samples: Samples | None) -> Feeds | None:
     first = next(samples.feeds(), None) if samples is not None else None
     if first is not None:
         return first[1]
-    if any(spec.shape is None or spec.dtype == "object" for spec in model.inputs()):
+    if any(spec.shape is None or spec.dtype == "string" for spec in model.inputs()):
         return None
     zeros = {
         spec.name: np.zeros([1 if size is None else size for size in spec.shape or ()], spec.dtype)

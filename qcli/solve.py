@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcli.distribution import Distribution, from_weights
+from qcli.errors import InputError
 from qcli.graph import Model, Node, Value, constant_of
 from qcli.layers import bias_layer
 from qcli.pairs import pair_floor
@@ -87,10 +88,11 @@ class _Solver:
 
     def weights(self) -> None:
         """Weights that several nodes read get one scale, which is wide enough for all of them."""
-        groups: dict[tuple[str, int | None, str], list[Entry]] = {}
+        groups: dict[tuple[str, str], list[Entry]] = {}
         for entry in self._plan.entries:
             if entry.site.role is Role.WEIGHT:
-                groups.setdefault((entry.site.value, entry.grid.axis, repr(entry.grid)), []).append(entry)
+                decided = repr((entry.grid, entry.range, entry.rounding, entry.encoding))
+                groups.setdefault((entry.site.value, decided), []).append(entry)
         for entries in groups.values():
             self._weight(entries)
 
@@ -151,15 +153,22 @@ class _Solver:
         return floor
 
     def _interval(self, entry: Entry) -> Interval:
-        interval: Interval = create("ranges", entry.range).interval(self._distribution(entry), entry.grid)
+        distribution = self._distribution(entry)
+        if distribution is None:
+            return Interval(lower=np.zeros(1), upper=np.zeros(1))
+        interval: Interval = create("ranges", entry.range).interval(distribution, entry.grid)
         return interval
 
-    def _distribution(self, entry: Entry) -> Distribution:
+    def _distribution(self, entry: Entry) -> Distribution | None:
+        """The values at a site; None if they are empty in every sample."""
         array = self._constant(entry)
         if array is not None:
             return from_weights(np.asarray(array, np.float32), None)
         statistic = create("ranges", entry.range).statistic
-        return self._statistics.get(Request(value=entry.site.value, statistic=statistic)).distribution()
+        try:
+            return self._statistics.get(Request(value=entry.site.value, statistic=statistic)).distribution()
+        except InputError:
+            return None
 
     def _is_activation(self, entry: Entry) -> bool:
         return _is_activation(entry, self._values)

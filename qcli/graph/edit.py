@@ -61,6 +61,7 @@ def set_constant(graph: ir.Graph, node: ir.Node, operand: int, array: Array) -> 
     alone = len(tuple(old.uses())) == 1 and old.name in graph.initializers and not old.is_graph_output()
     if alone:
         graph.initializers.pop(old.name or "")
+        graph.meta.get(_NAMES, set()).discard(old.name)
     node.replace_input_with(operand, add_initializer(graph, old.name or "constant", array))
 
 
@@ -114,16 +115,24 @@ def remove_node(graph: ir.Graph, node: ir.Node, replacement: ir.Value) -> None:
 
 
 def _free_name(graph: ir.Graph, name: str) -> str:
-    taken = _taken_names(graph)
-    if name not in taken:
-        return name
-    number = 1
-    while f"{name}_{number}" in taken:
+    """`name`, or the first of name_1, name_2, … that is free, which is then taken."""
+    if _NAMES not in graph.meta:
+        graph.meta[_NAMES] = _names_in(graph)
+    taken: set[str | None] = graph.meta[_NAMES]
+    unique = name
+    number = 0
+    while unique in taken or unique in graph.initializers:
         number += 1
-    return f"{name}_{number}"
+        unique = f"{name}_{number}"
+    taken.add(unique)
+    return unique
 
 
-def _taken_names(graph: ir.Graph) -> set[str | None]:
+_NAMES = "qcli.names"
+"""Where a graph keeps the names that were ever taken in it."""
+
+
+def _names_in(graph: ir.Graph) -> set[str | None]:
     names: set[str | None] = set(graph.initializers)
     names.update(value.name for value in graph.inputs)
     for node in graph:

@@ -25,8 +25,28 @@ def infer_shapes(model: Model) -> None:
     """Fills in the types and shapes of intermediate values, in place. Nothing else changes, not even an order."""
     order = tuple(model.graph.initializers)
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model.ir)
+    _forget_sequences(model)
     for name in order:  # the pass takes large weights out and puts them back at the end
         model.graph.initializers[name] = model.graph.initializers.pop(name)
+
+
+def _forget_sequences(model: Model) -> None:
+    """onnx_ir notes a sequence or an optional as a tensor, which no runtime would load."""
+    wrong: set[ir.Value] = set()
+    for node in model.graph.all_nodes():
+        passed_on = node.op_type in _PASSING and any(value in wrong for value in node.inputs if value is not None)
+        if node.op_type in _NO_TENSORS or passed_on:
+            wrong.update(node.outputs)
+    for value in wrong:
+        if not value.is_graph_output():
+            value.type = value.shape = None
+
+
+_NO_TENSORS = (
+    "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceMap", "SplitToSequence",
+    "Optional",
+)  # fmt: skip
+_PASSING = ("Identity", "If", "Loop", "Scan")
 
 
 def concrete_shapes(model: Model, feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, TopologicalSortPass
 
 from qcli.contracts import InputSpec
 from qcli.graph.infer import dimensions
@@ -97,6 +97,10 @@ class Model:
                     value.shape = None
                     value.type = None
 
+    def sort(self) -> None:
+        """Puts every node behind those that it reads from."""
+        TopologicalSortPass()(self.ir)
+
     def fix_names(self) -> None:
         """Resolves names that edits made twice. Run before every save: onnx_ir lets them pass in silence."""
         NameFixPass()(self.ir)
@@ -123,4 +127,4 @@ class Model:
 
 
 def _dtype_name(value: Value) -> str:
-    return value.dtype.numpy().name if value.dtype is not None and value.dtype != ir.DataType.STRING else "object"
+    return value.dtype.numpy().name if value.dtype is not None and value.dtype != ir.DataType.STRING else "string"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import count
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qcli.graph.edit import constant_of
+from qcli.graph.edit import add_initializer, constant_of
+from qcli.graph.infer import dimensions, infer_shapes
 from qcli.graph.model import Model
 
 ORIGINAL_NAME = "qcli.original_name"
@@ -26,7 +28,30 @@ def normalize_graph(model: Model) -> int:
     changed += _remove_idle_nodes(model)
     changed += bool(common.RemoveUnusedNodesPass()(model.ir).modified)
     changed += _name_nodes(model)
+    changed += _pad_all_axes(model)
     return changed
+
+
+def _pad_all_axes(model: Model) -> int:
+    """Pad over some axes becomes Pad over all: onnxruntime's layout changes forget to move the axes' names."""
+    named = [
+        node for node in model.graph if node.op_type == "Pad" and len(node.inputs) > 3 and node.inputs[3] is not None
+    ]
+    if named:
+        infer_shapes(model)
+    return sum(_pad_all(model, node) for node in named)
+
+
+def _pad_all(model: Model, node: ir.Node) -> bool:
+    pads, axes = constant_of(node.inputs[1]), constant_of(node.inputs[3])
+    shape = dimensions(node.inputs[0]) if node.inputs[0] is not None else None
+    if pads is None or axes is None or shape is None:
+        return False
+    full = np.zeros((2, len(shape)), np.int64)
+    full[:, axes.reshape(-1)] = pads.reshape(2, -1)
+    node.replace_input_with(1, add_initializer(model.graph, f"{node.name}_pads", full.reshape(-1)))
+    node.resize_inputs(3)
+    return True
 
 
 def original_name(node: ir.Node) -> str:

@@ -35,9 +35,30 @@ def raise_opset(model: Model, version: int) -> bool:
     del converted.graph.input[:]
     converted.graph.input.extend(kept)
     converted.graph.initializer.extend(aside.values())
+    converted.functions.extend(proto.functions)
+    if model.opset < _RESIZE_CHANGED:
+        _keep_resizing(converted.graph)
     converted.ir_version = max(converted.ir_version, 7)
     model.ir = ir.from_proto(converted)
     return True
+
+
+_RESIZE_CHANGED = 11
+"""From here on Resize has modes of coordinates, whose default is not what it did before."""
+
+
+def _keep_resizing(graph: onnx.GraphProto) -> None:
+    """The converter leaves out what Upsample and Resize meant before opset 11."""
+    for node in graph.node:
+        if node.op_type == "Resize":
+            given = {attribute.name for attribute in node.attribute}
+            wanted = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            for name, value in wanted.items():
+                if name not in given:
+                    node.attribute.append(onnx.helper.make_attribute(name, value))
+        for attribute in node.attribute:
+            for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                _keep_resizing(body)
 
 
 def _set_weights_aside(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
