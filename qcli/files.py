@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,8 +38,21 @@ def write_error(path: Path, error: OSError) -> QcliError:
     return UsageError(f"'{path}' cannot be written: {reason}", "choose a folder that exists and can be written to")
 
 
+def check_distinct(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """What is read is never overwritten, and no two results go to one file. Raises UsageError."""
+    seen: set[Path] = {path.resolve() for path in inputs if path.exists()}
+    for path in outputs:
+        place = path.resolve()
+        if place in seen:
+            problem = f"'{path}' is read or written otherwise in this run"
+            raise UsageError(problem, "inputs are never changed; name another file")
+        seen.add(place)
+
+
 def check_writable(path: Path) -> None:
     """Fails before the work, not after it. Raises UsageError."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"output '{path}' is no ordinary file", "name the file to write")
     try:
         if path.is_dir():
             raise UsageError(f"output '{path}' is a folder", "name the file to write")

@@ -17,7 +17,7 @@ from qcli.calibrate import collect
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.errors import NothingToDoError, UsageError
-from qcli.files import check_writable
+from qcli.files import check_distinct, check_writable
 from qcli.gates import check_gates, evaluate
 from qcli.graph import Model, infer_shapes, load_model, save_model
 from qcli.job import QuantizeJob
@@ -295,12 +295,20 @@ def _inputs(job: QuantizeJob, prepared: Prepared) -> tuple[Path, ...]:
     return (*files, *(prepared.calibration.files() if prepared.calibration is not None else ()))
 
 
+def named_inputs(job: QuantizeJob) -> tuple[Path, ...]:
+    """The files and folders that a job names."""
+    named = (job.model, Path(job.recipe), job.calibration, job.evaluation, job.plan, job.stats, job.labels)
+    return tuple(path for path in named if path is not None)
+
+
 def _check_outputs(job: QuantizeJob) -> None:
     """What cannot be written is refused before the work, not after it."""
     output = output_path(job)
     if output.exists() and job.model.exists() and output.samefile(job.model):
         raise UsageError(f"output '{output}' is the input", "the input is never changed; name another file with -o")
     outputs = (*job.reports, *([job.depfile] if job.depfile is not None else []))
+    rejected = [output.with_name(f"{output.stem}.rejected.onnx")] if job.keep_failing else []
+    check_distinct((output, *rejected, *outputs), named_inputs(job))
     for path in () if job.dry_run else (output, *outputs):
         check_writable(path)
     for path in job.reports:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qcli.errors import UsageError
-from qcli.files import check_writable, replace_file
+from qcli.files import check_distinct, check_writable, replace_file
 from qcli.job import QuantizeJob
-from qcli.pipeline import calibrate_job, prepare_job
+from qcli.pipeline import calibrate_job, named_inputs, prepare_job
 from qcli.plan import plan_text
 from qcli.statistics import Header, Statistics, load_statistics
 from qcli.types import Plan
@@ -21,6 +21,7 @@ def make_plan_file(job: QuantizeJob, watch: Watch | None = None) -> Plan:
     Raises what `quantize` would raise up to that point.
     """
     if job.output is not None:
+        check_distinct([job.output], named_inputs(job))
         check_writable(job.output)
     plan = prepare_job(job, watch or Watch()).plan
     if job.output is not None:
@@ -32,6 +33,7 @@ def make_statistics_file(job: QuantizeJob, watch: Watch | None = None) -> Header
     """Measures the samples of a job, or of its shard, into `job.output`; returns the file's header."""
     if job.output is None:
         raise UsageError("there is no file to write the statistics to", "name one with -o, as in -o stats.npz")
+    check_distinct([job.output], named_inputs(job))
     check_writable(job.output)
     statistics = calibrate_job(job, watch)
     statistics.save(job.output)
@@ -43,6 +45,7 @@ def merge_statistics(parts: Sequence[Path], output: Path) -> Header:
 
     Raises UsageError if they belong to different models or recipes, InputError for any other file.
     """
+    check_distinct([output], parts)
     check_writable(output)
     merged: Statistics | None = None
     for part in parts:

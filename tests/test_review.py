@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from models import Stream, feeds_for, node, normal, proto_of, quantized_of, reci
 from onnx import TensorProto, helper
 
 from qcli.errors import NothingToDoError, UsageError
+from qcli.files import check_writable
 from qcli.graph import infer_shapes, raise_opset
+from qcli.job import QuantizeJob
 from qcli.metrics.sqnr import Sqnr
+from qcli.pipeline import quantize
 from qcli.plan import check_plan, make_plan
 from qcli.prepare import prepare
 from qcli.recipe import load_recipe
+from qcli.stages import make_plan_file, make_statistics_file, merge_statistics
 from qcli.types import Array, Plan
 from qcli.watch import Watch
 
@@ -222,3 +227,25 @@ def test_a_conversion_that_changes_the_outputs_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr("qcli.prepare._same", lambda *_: False)
     with pytest.raises(UnsupportedError, match="changes what it computes"):
         prepare(source, 13, (), Stream(stream_for(source).samples), Watch())
+
+
+def test_what_is_read_is_never_overwritten(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(net(node("Conv", "x w", "y")).SerializeToString())
+    before = model.read_bytes()
+    for attempt in (
+        lambda: make_plan_file(QuantizeJob(model=model, output=model)),
+        lambda: make_statistics_file(QuantizeJob(model=model, output=model, random_samples=2)),
+        lambda: merge_statistics([model, model], model),
+        lambda: quantize(QuantizeJob(model=model, output=tmp_path / "o.onnx", reports=(tmp_path / "o.onnx",))),
+    ):
+        with pytest.raises(UsageError, match="read or written otherwise"):
+            attempt()
+    assert model.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes have names on POSIX alone")
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="no ordinary file"):
+        check_writable(tmp_path / "pipe")
