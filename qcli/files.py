@@ -51,11 +51,11 @@ def check_distinct(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 def check_writable(path: Path) -> None:
     """Fails before the work, not after it. Raises UsageError."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UsageError(f"output '{path}' is no ordinary file", "name the file to write")
     try:
         if path.is_dir():
             raise UsageError(f"output '{path}' is a folder", "name the file to write")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"output '{path}' is no ordinary file", "name the file to write")
         if not path.parent.is_dir():
             raise UsageError(f"the folder of '{path}' does not exist", f"create it: mkdir -p '{path.parent}'")
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
