@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qcli.encodings._weights import Coded, Pool, graph_of
 from qcli.graph import Graph, Model, Node, Value, constant_of, insert_after, make_node
 from qcli.plugins import create
 from qcli.solve import Solution, site_key
@@ -12,15 +13,18 @@ def apply_plan(model: Model, plan: Plan, solution: Solution) -> Model:
     """The quantized model; the model given stays as it is."""
     quantized = model.copy()
     writer = _Writer(quantized, solution)
-    for entry in plan.entries:
-        if site_key(entry) in solution.codes:
-            writer.constant(entry)
+    coded = [entry for entry in plan.entries if site_key(entry) in solution.codes]
+    static, others = _by_node(coded, calibrated=True), _by_node(coded, calibrated=False)
+    for entries in static:
+        writer.constants(entries)
     results = [entry for entry in plan.entries if entry.site.role is Role.OUTPUT]
     for entry in results:
         writer.result(entry)
     for entry in plan.entries:
         if entry.site.role is Role.INPUT and site_key(entry) not in solution.codes:
             writer.edge(entry)
+    for entries in others:
+        writer.constants(entries)
     quantized.remove_unused()
     quantized.sort()
     quantized.forget_shapes()
@@ -28,29 +32,36 @@ def apply_plan(model: Model, plan: Plan, solution: Solution) -> Model:
     return quantized
 
 
+def _by_node(entries: list[Entry], *, calibrated: bool) -> list[tuple[Entry, ...]]:
+    """Entries of one node and one encoding together, in order; of static encodings, or of the others.
+
+    The others come last, since they replace nodes.
+    """
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        if create("encodings", entry.encoding).calibrated is calibrated:
+            groups.setdefault((entry.site.node, repr(entry.encoding)), []).append(entry)
+    return [tuple(group) for group in groups.values()]
+
+
 class _Writer:
-    """Puts encodings into one graph. Constants with equal codes and scales are stored once."""
+    """Puts encodings into one model. Constants with equal codes and scales are stored once."""
 
     def __init__(self, model: Model, solution: Solution) -> None:
-        self._graph: Graph = model.graph
         self._solution = solution
         self._nodes = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
-        self._constants: dict[tuple[str, int], Value] = {}
-        self._edges: dict[tuple[str, float, int], Value] = {}
+        self._pool = Pool()
+        self._edges: dict[tuple[int, str, float, int], Value] = {}
 
-    def constant(self, entry: Entry) -> None:
-        """A weight, a bias or a constant operand, stored as codes."""
-        node, operand, scale = self._reader(entry)
-        value = node.inputs[operand]
-        if value is None:
-            raise ValueError(f"operand {operand} of {node.name} is empty")
-        codes = self._solution.codes[site_key(entry)]
-        known = (value.name or "", id(codes))
-        if known not in self._constants:
-            self._constants[known] = create("encodings", entry.encoding).constant(
-                self._graph, node, value, codes, scale
-            )
-        node.replace_input_with(operand, self._constants[known])
+    def constants(self, entries: tuple[Entry, ...]) -> None:
+        """The weights, biases and constant operands of one node, stored as codes."""
+        coded = tuple(self._coded(entry) for entry in entries)
+        create("encodings", entries[0].encoding).write(coded, self._pool)
+
+    def _coded(self, entry: Entry) -> Coded:
+        key = site_key(entry)
+        node = self._nodes[entry.site.node]
+        return Coded(node, entry.site.operand, self._solution.codes[key], self._solution.scales[key])
 
     def result(self, entry: Entry) -> None:
         """A quantized result: all of its readers read it through the grid; a graph output keeps its name."""
@@ -61,38 +72,38 @@ class _Writer:
         output = value.is_graph_output()
         if output:
             value.name = f"{name}_float"
-        through = create("encodings", entry.encoding).activation(self._graph, _before_clips(value, scale), name, scale)
+        graph = graph_of(self._nodes[entry.site.node])
+        through = create("encodings", entry.encoding).activation(graph, _before_clips(value, scale), name, scale)
         for reader, operand in readers:
             reader.replace_input_with(operand, through)
         if output:
             through.name, through.shape, through.type = name, value.shape, value.type
-            self._graph.outputs[list(self._graph.outputs).index(value)] = through
+            graph.outputs[list(graph.outputs).index(value)] = through
 
     def edge(self, entry: Entry) -> None:
         """One operand reads its value through the grid; other readers do not."""
-        node, operand, scale = self._reader(entry)
+        node, operand, scale = self._nodes[entry.site.node], entry.site.operand, self._solution.scales[site_key(entry)]
         value = node.inputs[operand]
         if value is None:
             raise ValueError(f"operand {operand} of {node.name} is empty")
-        known = (value.name or "", float(scale.scale[0]), int(scale.zero_point[0]))
+        graph = graph_of(node)
+        known = (id(graph), value.name or "", float(scale.scale[0]), int(scale.zero_point[0]))
         if known not in self._edges:
             encoding = create("encodings", entry.encoding)
-            source = self._shielded(value) if _would_be_quantized(value) else value
-            self._edges[known] = encoding.activation(self._graph, source, value.name or "", scale)
+            source = _shielded(graph, value) if _would_be_quantized(value) else value
+            self._edges[known] = encoding.activation(graph, source, value.name or "", scale)
         node.replace_input_with(operand, self._edges[known])
-
-    def _shielded(self, value: Value) -> Value:
-        """The value behind a Sum of one operand, which no fusion looks through."""
-        name = f"{value.name}_kept_float"
-        shield = make_node("Sum", [value], name=name, output=name)
-        insert_after(value, shield, self._graph)
-        return shield.outputs[0]
-
-    def _reader(self, entry: Entry) -> tuple[Node, int, Scale]:
-        return self._nodes[entry.site.node], entry.site.operand, self._solution.scales[site_key(entry)]
 
     def _value(self, entry: Entry) -> Value:
         return self._nodes[entry.site.node].outputs[entry.site.operand]
+
+
+def _shielded(graph: Graph, value: Value) -> Value:
+    """The value behind a Sum of one operand, which no fusion looks through."""
+    name = f"{value.name}_kept_float"
+    shield = make_node("Sum", [value], name=name, output=name)
+    insert_after(value, shield, graph)
+    return shield.outputs[0]
 
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
-from qcli.graph import Node, dimensions
+from qcli.graph import Node, constant_of, dimensions
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with multiply-accumulates that onnxruntime has integer kernels for, or may get."""
@@ -24,6 +25,81 @@ def output_channel_axis(node: Node) -> int | None:
         return 0 if "transB" in node.attributes and node.attributes["transB"].as_int() else 1
     shape = dimensions(node.inputs[1]) if node.inputs[1] is not None else None
     return len(shape) - 1 if shape is not None and len(shape) >= 2 else None
+
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def weight_operands(node: Node) -> Iterator[tuple[int, int | None]]:
+    """Where a node reads constants that are worth storing as integers: operand, and axis of the output channels.
+
+    Biases, gains and whatever else has fewer than two dimensions larger than one are left out. Examples: Conv
+    weight [M, C/g, ...]: (1, 0). LSTM W [2, 4H, I] and R [2, 4H, H]: (1, 1), (2, 1). Gather of rows [V, D]: (0, 1).
+    """
+    named = _WEIGHTS.get(node.op_type)
+    wanted = range(len(node.inputs)) if named is None else named
+    for operand in wanted:
+        array = constant_of(node.inputs[operand]) if operand < len(node.inputs) else None
+        if array is not None and array.dtype.kind == "f" and sum(size > 1 for size in array.shape) >= 2:
+            yield operand, _channel_axis(node, operand, array.shape)
+
+
+_WEIGHTS: dict[str, tuple[int, ...]] = {
+    "Conv": (1,),
+    "FusedConv": (1,),
+    "DeformConv": (1,),
+    "ConvTranspose": (1,),
+    "Gemm": (0, 1),
+    "FusedGemm": (0, 1),
+    "MatMul": (0, 1),
+    "FusedMatMul": (0, 1),
+    "TransposeMatMul": (0, 1),
+    "Gather": (0,),
+    "GatherND": (0,),
+    "GatherElements": (0,),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+    "Attention": (1,),
+    "EmbedLayerNormalization": (2, 3, 4),
+    "LayerNormalization": (),
+    "BatchNormalization": (),
+    "InstanceNormalization": (),
+    "GroupNormalization": (),
+    "SkipLayerNormalization": (),
+    "Resize": (),
+    "Upsample": (),
+    "Loop": (),
+    "Scan": (),
+}
+"""Operands that hold weights; of an operator that is not named here every constant may be one."""
+
+
+def _channel_axis(node: Node, operand: int, shape: tuple[int, ...]) -> int:
+    """The axis along which a weight's channels differ most: that of the outputs, the last one where nothing is known."""
+    last = len(shape) - 1
+    if node.op_type in ("Conv", "FusedConv", "DeformConv"):
+        return 0
+    if node.op_type in ("ConvTranspose", *RECURRENT):
+        return 1
+    if node.op_type in ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"):
+        transposed = _switch(node, "transB") if operand == 1 else _switch(node, "transA")
+        return last - 1 if (operand == 0) is not transposed else last
+    if node.op_type == "Einsum":
+        return _einsum_axis(node, operand, last)
+    return last
+
+
+def _einsum_axis(node: Node, operand: int, last: int) -> int:
+    """The last axis whose letter is in the result: what is summed over has no channels."""
+    terms, _, result = node.attributes["equation"].as_string().replace(" ", "").partition("->")
+    term = terms.split(",")[operand]
+    kept = [axis for axis, letter in enumerate(term) if letter in result]
+    return kept[-1] if kept and "." not in term else last
+
+
+def _switch(node: Node, key: str) -> bool:
+    return key in node.attributes and bool(node.attributes[key].as_int())
 
 
 def bias_layer(reader: Node, operand: int) -> Node | None:

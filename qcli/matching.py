@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from qcli.errors import UsageError, did_you_mean
 from qcli.graph import Model, Node, is_constant, original_name
+from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe, SourcedRule
 from qcli.types import Entry, Grid, Match, Role, Site
 
@@ -31,7 +32,14 @@ class RuleBook:
                 return f"no rule gives its {role.value} a grid"
             if decided.rule.keep is not None:
                 return f"{decided.origin} keeps it float"
-        return self._kept_by_result(node)
+        return self._kept_by_result(node) or self._encoded_otherwise(node)
+
+    def weight_refusal(self, node: Node) -> str | None:
+        """Why the recipe keeps a node's weights as they are, or None."""
+        decided = self._last(node, Role.WEIGHT, lambda rule: rule.rule.grid is not None or rule.rule.keep is not None)
+        if decided is None:
+            return "no rule gives its weight a grid"
+        return f"{decided.origin} keeps it float" if decided.rule.keep is not None else None
 
     def entry(self, site: Site, layer: Node | None = None) -> Entry:
         """The decision about a site. `layer` is the node whose result it is, where a Relu or the like comes between."""
@@ -64,6 +72,16 @@ class RuleBook:
             if decided is not None and decided.rule.keep is not None:
                 return f"{decided.origin} keeps its {role.value} float"
         return None
+
+    def _encoded_otherwise(self, node: Node) -> str | None:
+        """A rule that gives the weight an encoding without calibration takes the node out of static quantization."""
+        if Role.WEIGHT not in self._roles(node):
+            return None
+        decided = self._last(node, Role.WEIGHT, lambda rule: rule.rule.encoding is not None)
+        encoding = decided.rule.encoding if decided is not None else None
+        if decided is None or encoding is None or create("encodings", encoding).calibrated:
+            return None
+        return f"{decided.origin} wants it {choice_of(encoding).name}"
 
     def _last_of(self, nodes: tuple[Node, ...], site: Site, says: Callable[[SourcedRule], bool]) -> SourcedRule | None:
         for sourced in reversed(self._rules):

@@ -23,6 +23,7 @@ from qcli.graph import Model, infer_shapes, load_model, save_model
 from qcli.job import QuantizeJob
 from qcli.latency import Effort
 from qcli.plan import check_plan, make_plan, read_plan, refuse_quantized, required_opset
+from qcli.plugins import create
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
 from qcli.render import report_writer, write_report
@@ -50,6 +51,8 @@ _STEP_SAMPLES = 32
 """Steps that measure look at this many samples, spread evenly over all."""
 
 _MOSTLY_FLOAT = 0.5
+
+_MADE_UP_SAMPLES = 4
 
 _SMOKE_SAMPLES = 16
 """Without evaluation samples the result is compared on this many of the calibration samples."""
@@ -132,22 +135,25 @@ def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
-    if prepared.calibration is None:
-        raise NothingToDoError(
-            "static quantization needs samples to calibrate with", "name a folder with -d, or 'samples' in the recipe"
-        )
-    watch.phase("calibrate")
     requests = requests_of(prepared.plan, prepared.model)
-    key = _cache_key(job, prepared, requests)
-    known = find_statistics(key) if key is not None else None
-    if known is not None:
-        return known
+    watch.phase("calibrate")
     empty = Statistics.empty(
         requests,
         model_sha256=prepared.source.sha256,
         recipe_sha256=prepared.recipe.sha256,
         prepared_sha256=prepared.model.digest(),
     )
+    if not requests:
+        return empty
+    if prepared.calibration is None:
+        raise NothingToDoError(
+            "static quantization needs samples to calibrate with",
+            "name a folder with -d, or 'samples' in the recipe; the presets int8-weights and int8-dynamic need none",
+        )
+    key = _cache_key(job, prepared, requests)
+    known = find_statistics(key) if key is not None else None
+    if known is not None:
+        return known
     samples = prepared.calibration
     statistics = collect(prepared.model, empty, samples, threads=threads_of(job), progress=watch.progress)
     if key is not None:
@@ -203,10 +209,18 @@ def _evaluation(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Iterable[
     if job.labels is not None:
         raise UsageError("labels need samples to belong to", "name their folder with --eval")
     if prepared.calibration is None:
-        return ()
+        return _made_up(prepared, watch)
     watch.warn(f"no evaluation samples: compared on up to {_SMOKE_SAMPLES} of the calibration samples")
     count = min(_SMOKE_SAMPLES, len(prepared.calibration))
     return _watched(islice(prepared.calibration, count), count, watch)
+
+
+def _made_up(prepared: Prepared, watch: Watch) -> Iterable[Sample]:
+    """Random inputs for a plan that needs no samples, when there are none to judge it by."""
+    if requests_of(prepared.plan, prepared.model):
+        return ()
+    watch.warn(f"no samples: compared on {_MADE_UP_SAMPLES} random inputs, which says little about accuracy")
+    return random_source(prepared.source.inputs(), _MADE_UP_SAMPLES)
 
 
 def _watched(samples: Iterable[Sample], count: int, watch: Watch) -> Iterator[Sample]:
@@ -232,7 +246,8 @@ def _report(job: QuantizeJob, prepared: Prepared, plan: Plan, validation: Valida
     if validation.latency is not None and validation.latency.speedup < 1:
         watch.warn(f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)")
     share = validation.kernels.integer_share
-    if share < _MOSTLY_FLOAT:
+    multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
+    if multiplied and share < _MOSTLY_FLOAT:
         watch.warn(f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float")
     calibration = len(prepared.calibration) if prepared.calibration is not None else None
     return Report(

@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 
 from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, is_constant, original_name, sole_consumer
-from qcli.layers import LAYERS
 from qcli.targets._support import Placement, Support
 from qcli.types import Array, KeptFloat
 
@@ -58,25 +57,40 @@ class Layout:
 
 
 def place(model: Model, target: Target, refused: Callable[[Node], str | None]) -> Layout:
-    """Divides the main graph; `refused` gives the reason why a recipe keeps a node float, or None."""
+    """Divides the main graph and each body of an If, Loop or Scan, each for itself.
+
+    `refused` gives the reason why a recipe keeps a node from static integers, or None.
+    """
+    layout = Layout()
+    reasons: dict[Node, str] = {}
+    for graph in model.graphs():
+        placed, why = _divide(graph, target, refused)
+        layout.placed.update(placed)
+        reasons.update(why)
+    layout.kept = _kept(model, layout, reasons)
+    return layout
+
+
+def _divide(
+    graph: Graph, target: Target, refused: Callable[[Node], str | None]
+) -> tuple[dict[Node, Placed], dict[Node, str]]:
+    """The nodes of one graph that become integer, and why the others do not."""
     reasons: dict[Node, str] = {}
     candidates: dict[Node, Placed] = {}
-    for node in model.graph:
+    for node in graph:
         found = _candidate(node, target, refused)
         if isinstance(found, str):
             reasons[node] = found
         else:
             candidates[node] = found
-    reachable = _forward(model.graph, candidates)
-    layout = Layout(placed=_settled(reachable, _backward(model.graph, reachable)))
-    for node in reachable:
-        if node not in layout.placed:
-            reasons[node] = "it would be an integer island between float nodes"
+    reachable = _forward(graph, candidates)
+    placed = _settled(reachable, _backward(graph, reachable))
     for node in candidates:
         if node not in reachable:
             reasons[node] = f"no integer operator feeds it, and {node.op_type} alone does not pay"
-    layout.kept = _kept(model, layout, reasons)
-    return layout
+        elif node not in placed:
+            reasons[node] = "it would be an integer island between float nodes"
+    return placed, reasons
 
 
 def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]) -> Placed | str:
@@ -194,6 +208,8 @@ def _tail(
         bias = (node, support.bias)
     value = node.outputs[0]
     while (follower := sole_consumer(value)) is not None and len(tail) < 3 and refused(follower) is None:
+        if follower.graph is not node.graph:
+            break
         if node.op_type == "MatMul" and not tail and (operand := _bias_operand(node, follower)) is not None:
             bias = (follower, operand) if _joins_bias(node) else None
         elif not _clips(follower, value) or support.tied:
@@ -308,12 +324,8 @@ def _kept(model: Model, layout: Layout, reasons: dict[Node, str]) -> list[KeptFl
     for node in model.nodes():
         if node in layout.placed or node in swallowed or node.op_type in _STRUCTURAL or _on_integers(node):
             continue
-        inside = node.graph is not model.graph
-        reason = "it lies inside the body of an If, Loop or Scan" if inside else reasons.get(node, "")
-        if inside and node.op_type not in LAYERS:
-            continue
         name = next((value.name for value in node.outputs if value.name), "")
-        kept.append(KeptFloat(node=name, name=original_name(node), op=node.op_type, reason=reason))
+        kept.append(KeptFloat(node=name, name=original_name(node), op=node.op_type, reason=reasons.get(node, "")))
     return kept
 
 

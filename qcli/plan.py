@@ -14,9 +14,10 @@ from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, origi
 from qcli.layers import LAYERS, bias_layer, output_channel_axis
 from qcli.matching import RuleBook
 from qcli.placement import Layout, Placed, place
-from qcli.plugins import create
+from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
-from qcli.types import Entry, Grid, Plan, Role, Site, Spec, Tie
+from qcli.stored import described, store_weights
+from qcli.types import Entry, Grid, Plan, Role, Rule, Site, Spec, Tie
 from qcli.yaml_file import read_yaml, write_yaml
 
 _VERSION = 1
@@ -41,9 +42,13 @@ def make_plan(model: Model, recipe: Recipe) -> Plan:
     target = create("targets", recipe.target)
     rules = RuleBook(model, recipe)
     layout = place(model, target, rules.refusal)
-    entries = tuple(_entries(layout, rules))
+    static = tuple(_entries(layout, rules))
+    stored = store_weights(model, rules, static)
+    entries = (*static, *stored.entries)
+    dynamic = {entry.site.node for entry in stored.entries if choice_of(entry.encoding).name == "dynamic"}
+    kept_float = tuple(described(kept, stored) for kept in layout.kept if kept.node not in dynamic)
     if not entries:
-        layers_first = sorted(layout.kept, key=lambda kept: kept.op not in LAYERS)
+        layers_first = sorted(kept_float, key=lambda kept: kept.op not in LAYERS)
         reasons = tuple(dict.fromkeys(kept.reason for kept in layers_first))
         raise NothingToDoError("nothing in this model can be quantized", "; ".join(reasons[:3]) or "it has no weights")
     _check_formats(entries, target, recipe.target)
@@ -53,7 +58,7 @@ def make_plan(model: Model, recipe: Recipe) -> Plan:
         opset=max(required_opset(recipe), model.opset),
         entries=entries,
         ties=tuple(_ties(layout)),
-        kept_float=tuple(layout.kept),
+        kept_float=kept_float,
     )
 
 
@@ -67,10 +72,20 @@ def refuse_quantized(model: Model) -> None:
 
 def required_opset(recipe: Recipe) -> int:
     """The lowest operator set in which every grid of the recipe can be written."""
-    grids = [sourced.rule.grid for sourced in recipe.rules if sourced.rule.grid is not None]
-    versions = [int(create("formats", grid.format).min_opset) for grid in grids]
-    per_channel = 13 if any(grid.granularity != "tensor" for grid in grids) else 10
-    return max([per_channel, *versions])
+    rules = [sourced.rule for sourced in recipe.rules]
+    grids = [rule.grid for rule in rules if rule.grid is not None]
+    named = [rule.encoding for rule in rules if rule.encoding is not None]
+    versions = [int(create("encodings", encoding).min_opset()) for encoding in named]
+    if not named or any(_calibrates(rule) for rule in rules):
+        versions += [int(create("formats", grid.format).min_opset) for grid in grids]
+        versions.append(13 if any(grid.granularity != "tensor" for grid in grids) else 10)
+    return max(versions)
+
+
+def _calibrates(rule: Rule) -> bool:
+    """True for a rule that gives activations a grid."""
+    role = rule.match.role
+    return rule.grid is not None and (role is None or Role.INPUT in (role if isinstance(role, tuple) else (role,)))
 
 
 def read_plan(path: Path) -> Plan:
@@ -141,7 +156,8 @@ def _entries(layout: Layout, rules: RuleBook) -> Iterator[Entry]:
     quantized = {placed.result for placed in layout.placed.values() if placed.quantize_output}
     for placed in layout.placed.values():
         for operand in placed.operands:
-            if placed.node.inputs[operand] not in quantized:
+            value = placed.node.inputs[operand]
+            if value not in quantized or value.graph is not placed.node.graph:
                 yield rules.entry(_site(placed.node, operand, Role.INPUT))
         yield from _constant_entries(placed, rules)
         if placed.quantize_output:

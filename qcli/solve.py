@@ -91,7 +91,7 @@ class _Solver:
         groups: dict[tuple[str, str], list[Entry]] = {}
         for entry in self._plan.entries:
             if entry.site.role is Role.WEIGHT:
-                decided = repr((entry.grid, entry.range, entry.rounding, entry.encoding))
+                decided = repr((entry.grid, entry.range, entry.rounding))
                 groups.setdefault((entry.site.value, decided), []).append(entry)
         for entries in groups.values():
             self._weight(entries)
@@ -143,6 +143,8 @@ class _Solver:
         """The smallest weight scale per channel with which the bias fits and no product saturates."""
         node = self._nodes[entry.site.node]
         floor = np.zeros(scale.scale.size)
+        if not create("encodings", entry.encoding).multiplies:
+            return floor
         bias = self._bias_of(node)
         if bias is not None:
             columns = np.abs(bias.astype(np.float64)).reshape(-1, bias.shape[-1] if bias.ndim else 1).max(axis=0)
@@ -203,8 +205,10 @@ class _Solver:
 
 
 def _values(model: Model) -> dict[str, Value]:
-    found = {value.name or "": value for value in (*model.graph.inputs, *model.graph.initializers.values())}
-    found.update({value.name or "": value for node in model.graph for value in node.outputs})
+    found: dict[str, Value] = {}
+    for graph in model.graphs():
+        found.update({value.name or "": value for value in (*graph.inputs, *graph.initializers.values())})
+        found.update({value.name or "": value for node in graph for value in node.outputs})
     return found
 
 

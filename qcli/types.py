@@ -86,7 +86,7 @@ class Entry(Noun, frozen=True, kw_only=True):
     grid: Grid
     range: Spec
     rounding: Spec = "nearest"
-    encoding: str = "qdq"
+    encoding: Spec = "qdq"
     because: str
 
 
@@ -113,7 +113,7 @@ class Rule(Noun, frozen=True, kw_only=True):
     grid: Grid | None = None
     range: Spec | None = None
     rounding: Spec | None = None
-    encoding: str | None = None
+    encoding: Spec | None = None
     keep: Literal["float"] | None = None
 
 

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 
-from qcli.graph import (
-    Graph,
-    Node,
-    Value,
-    add_initializer,
-    insert_after,
-    insert_before,
-    make_node,
-    share_initializer,
-)
-from qcli.types import Array, Scale
+from qcli.encodings._weights import Coded, Pool, graph_of, home_of
+from qcli.graph import Graph, Value, add_initializer, insert_after, insert_before, make_node, share_initializer
+from qcli.types import Scale
 
 
 class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Static quantization in standard ONNX: any conforming runtime computes the same."""
 
-    def constant(self, graph: Graph, reader: Node, value: Value, codes: Array, scale: Scale) -> Value:
-        """A constant stored as `codes` behind a DequantizeLinear in front of `reader`; its real value.
+    calibrated: ClassVar[bool] = True
+    multiplies: ClassVar[bool] = True
 
-        A zero point of zero is left out where onnxruntime does without: for biases and for kernels. Those of matrices
-        are written, and each on its own, since `session.x64quantprecision` rewrites them one by one.
-        """
-        name = f"{value.name}_dq"
-        inputs = [add_initializer(graph, f"{value.name}_q", codes), _steps(graph, value.name or "", scale)]
-        if scale.zero_point.any() or (scale.dtype != "int32" and codes.ndim < _KERNEL_RANK):
-            zero = scale.zero_point.astype(scale.dtype)
-            inputs.append(
-                add_initializer(graph, f"{value.name}_zero", zero.reshape(()) if scale.axis is None else zero)
-            )
-        attributes = {} if scale.axis is None else {"axis": scale.axis}
-        node = make_node("DequantizeLinear", inputs, name=name, output=name, attributes=attributes)
-        insert_before(reader, node, graph)
-        return node.outputs[0]
+    def min_opset(self) -> int:
+        """QuantizeLinear came with operator set 10; an axis needs 13."""
+        return 13
+
+    def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
+        """Constants of one node stored as codes behind DequantizeLinear nodes."""
+        for coded in weights:
+            key = (id(graph_of(coded.node)), coded.name, id(coded.codes), "run")
+            coded.node.replace_input_with(coded.operand, pool.once(key, lambda coded=coded: dequantized(coded, pool)))  # type: ignore[misc]
 
     def activation(self, graph: Graph, source: Value, name: str, scale: Scale) -> Value:
         """QuantizeLinear and DequantizeLinear behind `source`; what comes out of them, which nobody reads yet."""
@@ -47,6 +36,24 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         insert_after(source, quantize, graph)
         insert_after(codes, back, graph)
         return back.outputs[0]
+
+
+def dequantized(coded: Coded, pool: Pool) -> Value:
+    """The real value of a coded constant, behind a DequantizeLinear in front of its reader.
+
+    A zero point of zero is left out where onnxruntime does without: for biases and for kernels. Those of matrices
+    are written, and each on its own, since `session.x64quantprecision` rewrites them one by one.
+    """
+    scale, name = coded.scale, coded.name
+    inputs = [pool.codes(coded), pool.steps(coded)]
+    if scale.zero_point.any() or (scale.dtype != "int32" and coded.codes.ndim < _KERNEL_RANK):
+        zero = scale.zero_point.astype(scale.dtype)
+        zero = zero.reshape(()) if scale.axis is None else zero
+        inputs.append(add_initializer(home_of(coded), f"{name}_zero", zero))
+    attributes = {} if scale.axis is None else {"axis": scale.axis}
+    node = make_node("DequantizeLinear", inputs, name=f"{name}_dq", output=f"{name}_dq", attributes=attributes)
+    insert_before(coded.node, node, graph_of(coded.node))
+    return node.outputs[0]
 
 
 _KERNEL_RANK = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -71,19 +72,22 @@ def make_node(
     *,
     name: str,
     output: str,
-    attributes: Mapping[str, int | float | str | Sequence[int]] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     domain: str = "",
+    outputs: int = 1,
 ) -> ir.Node:
-    """A node with one output, not yet placed in a graph."""
-    node = ir.node(operator, list(inputs), attributes=dict(attributes or {}), domain=domain, name=name)
+    """A node, not yet placed in a graph; `output` names the first of its outputs."""
+    node = ir.node(
+        operator, list(inputs), attributes=dict(attributes or {}), domain=domain, name=name, num_outputs=outputs
+    )
     node.outputs[0].name = output
     return node
 
 
 def insert_after(value: ir.Value, node: ir.Node, graph: ir.Graph) -> None:
-    """Places a node behind the producer of a value, or first in the graph for an input."""
+    """Places a node behind the producer of a value, or first in the graph where that lies outside of it."""
     producer = value.producer()
-    if producer is not None:
+    if producer is not None and producer.graph is graph:
         graph.insert_after(producer, node)
     elif len(graph):
         graph.insert_before(graph[0], node)

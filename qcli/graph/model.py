@@ -12,6 +12,7 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, Topologica
 
 from qcli.contracts import InputSpec
 from qcli.graph.infer import dimensions
+from qcli.graph.taps import expose
 
 Graph = ir.Graph
 Node = ir.Node
@@ -49,6 +50,11 @@ class Model:
     def outputs(self) -> tuple[str, ...]:
         return tuple(value.name or "" for value in self.graph.outputs)
 
+    def graphs(self) -> Iterator[Graph]:
+        """The main graph, then the bodies of If, Loop and Scan at any depth."""
+        yield self.graph
+        yield from self.graph.subgraphs()
+
     def nodes(self) -> Iterator[Node]:
         """All nodes, those inside If and Loop bodies included."""
         return iter(self.graph.all_nodes())
@@ -61,13 +67,9 @@ class Model:
         return ir.to_proto(self.ir)
 
     def serialize(self, extra_outputs: tuple[str, ...] = ()) -> bytes:
-        """The model as bytes with weights inside, with more of its values made graph outputs."""
+        """The model as bytes with weights inside, with more of its values made outputs; vectors for those in bodies."""
         proto = self.proto()
-        present = {output.name for output in proto.graph.output}
-        types = {info.name: info for info in proto.graph.value_info}
-        for name in extra_outputs:
-            if name not in present:
-                proto.graph.output.append(types.get(name, onnx.ValueInfoProto(name=name)))
+        expose(proto, extra_outputs)
         return bytes(proto.SerializeToString(deterministic=True))
 
     def constant_part(self, nodes: Sequence[Node], outputs: Sequence[str]) -> bytes:
@@ -87,7 +89,13 @@ class Model:
 
     def remove_unused(self) -> bool:
         """Drops nodes and weights that no output needs; True if there were any."""
-        return bool(RemoveUnusedNodesPass()(self.ir).modified)
+        removed = bool(RemoveUnusedNodesPass()(self.ir).modified)
+        for body in self.graph.subgraphs():  # the pass leaves their initializers alone
+            idle = [name for name, value in body.initializers.items() if not value.uses() and not _is_read(value)]
+            for name in idle:
+                del body.initializers[name]
+            removed = removed or bool(idle)
+        return removed
 
     def forget_shapes(self) -> None:
         """Drops what inference noted about intermediate values: any reader infers it again, and the file is smaller."""
@@ -118,12 +126,12 @@ class Model:
         return sum(1 for _ in self.nodes())
 
     def parameter_count(self) -> int:
-        values = (value for graph in self._graphs() for value in graph.initializers.values())
+        values = (value for graph in self.graphs() for value in graph.initializers.values())
         return sum(value.const_value.size for value in values if value.const_value is not None)
 
-    def _graphs(self) -> Iterator[Graph]:
-        yield self.graph
-        yield from self.graph.subgraphs()
+
+def _is_read(value: Value) -> bool:
+    return value.is_graph_output() or value.is_graph_input()
 
 
 def _dtype_name(value: Value) -> str:

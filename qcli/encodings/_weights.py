@@ -1,0 +1,73 @@
+"""What an encoding is given: the constants of one node as codes, and what was written so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from qcli.contracts import broadcast
+from qcli.graph import Graph, Node, Value, add_initializer
+from qcli.types import Array, Scale
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A constant operand with its codes."""
+
+    node: Node
+    operand: int
+    codes: Array
+    scale: Scale
+
+    @property
+    def value(self) -> Value:
+        value = self.node.inputs[self.operand]
+        if value is None:
+            raise ValueError(f"operand {self.operand} of {self.node.name} is empty")
+        return value
+
+    @property
+    def name(self) -> str:
+        return self.value.name or f"{self.node.name}_{self.operand}"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What was written into a model, so that nothing is written twice."""
+
+    known: dict[Hashable, Value] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """What was made for this key before, or what is made now."""
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]
+
+    def codes(self, coded: Coded) -> Value:
+        """The codes as a constant of the graph that holds the original weight."""
+        home, name = home_of(coded), coded.name
+        return self.once((name, id(coded.codes)), lambda: add_initializer(home, f"{name}_q", coded.codes))
+
+    def steps(self, coded: Coded, *, spread: bool = False) -> Value:
+        """The scale: a scalar or a vector, or with `spread` in a shape that broadcasts against the codes."""
+        scale, home = coded.scale, home_of(coded)
+        steps = broadcast(scale.scale, coded.codes.ndim if spread else 1, (scale.axis if spread else 0))
+        if scale.axis is None:
+            steps = scale.scale.reshape(())
+        key = (coded.name, id(scale), "scale", spread)
+        return self.once(key, lambda: add_initializer(home, f"{coded.name}_scale", steps))
+
+
+def home_of(coded: Coded) -> Graph:
+    """The graph that a weight is stored in: one that encloses all of its readers."""
+    home = coded.value.graph or coded.node.graph
+    if not isinstance(home, Graph):
+        raise ValueError(f"{coded.node.name} lies in no graph")
+    return home
+
+
+def graph_of(node: Node) -> Graph:
+    """The graph that a node stands in."""
+    if not isinstance(node.graph, Graph):
+        raise ValueError(f"{node.name} lies in no graph")
+    return node.graph

@@ -1,0 +1,176 @@
+"""Activations quantized while the model runs, by the range that each tensor has right then: no calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+
+from qcli.encodings._weights import Coded, Pool, graph_of, home_of
+from qcli.graph import Graph, Node, Value, add_initializer, constant_of, insert_before, make_node, replace_value
+from qcli.types import Array
+
+_MICROSOFT = "com.microsoft"
+
+
+class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """DynamicQuantizeLinear and MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM.
+
+    The nodes stand in the pattern that onnxruntime joins into one kernel (DynamicQuantizeMatMul; MatMulIntegerToFloat
+    where several products share their input). Activations are uint8 with one scale for each tensor.
+    """
+
+    calibrated: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = True
+
+    def min_opset(self) -> int:
+        """DynamicQuantizeLinear came with operator set 11."""
+        return 11
+
+    def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
+        """Replaces one node."""
+        node = weights[0].node
+        if node.op_type == "LSTM":
+            _lstm(node, {coded.operand: coded for coded in weights}, pool)
+        else:
+            _product(weights[0], pool)
+
+
+def _product(coded: Coded, pool: Pool) -> None:
+    """MatMul [.., K] x [K, N], or Gemm with alpha, beta, transA and transB."""
+    node, graph, name = coded.node, graph_of(coded.node), coded.node.name or coded.name
+    codes, zero, data, scale_x, zero_x = _quantized(coded, pool)
+    integers = _before(node, graph, "MatMulInteger", [data, codes, zero_x, zero], f"{name}_integers")
+    floats = _before(node, graph, "Cast", [integers], f"{name}_cast", {"to": 1})
+    steps = coded.scale.scale * np.float32(_number(node, "alpha", 1.0))
+    steps = steps.reshape(()) if coded.scale.axis is None else steps
+    scale_w = pool.once(
+        (coded.name, id(coded.scale), "dynamic", float(steps.flat[0])),
+        lambda: add_initializer(home_of(coded), f"{coded.name}_scale", steps),
+    )
+    scale = _before(node, graph, "Mul", [scale_x, scale_w], f"{name}_scales")
+    result = _before(node, graph, "Mul", [floats, scale], f"{name}_product")
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        result = _before(node, graph, "Add", [result, _scaled(graph, bias, _number(node, "beta", 1.0))], f"{name}_sum")
+    _take_place(graph, node, result)
+
+
+def _quantized(coded: Coded, pool: Pool) -> tuple[Value, Value, Value, Value, Value]:
+    """Codes and zero point of the weight [K, N]; codes, scale and zero point of the data [.., K]."""
+    node, graph = coded.node, graph_of(coded.node)
+    source = node.inputs[0]
+    if source is None:
+        raise ValueError(f"{node.name} reads no data")
+    if node.op_type == "Gemm" and _number(node, "transA", 0):
+        source = pool.once(
+            (id(graph), source.name, "transposed"),
+            lambda source=source: _before(  # type: ignore[misc]
+                node, graph, "Transpose", [source], f"{source.name}_transposed", {"perm": [1, 0]}
+            ),
+        )
+    turned = node.op_type == "Gemm" and bool(_number(node, "transB", 0))
+    matrix = np.ascontiguousarray(coded.codes.T) if turned else coded.codes
+    home = home_of(coded)
+    codes = pool.once(
+        (coded.name, id(coded.codes), "matrix", turned), lambda: add_initializer(home, f"{coded.name}_q", matrix)
+    )
+    zeros = coded.scale.zero_point.astype(coded.scale.dtype)
+    zeros = zeros.reshape(()) if coded.scale.axis is None else zeros
+    zero = pool.once((coded.name, id(coded.scale), "zero"), lambda: add_initializer(home, f"{coded.name}_zero", zeros))
+    key = (id(graph), source.name, "dynamic")
+    data = pool.once(key, lambda: _quantize(node, graph, source))
+    producer = data.producer()
+    if producer is None:
+        raise ValueError(f"nothing quantizes {source.name}")
+    return codes, zero, data, producer.outputs[1], producer.outputs[2]
+
+
+def _quantize(reader: Node, graph: Graph, source: Value) -> Value:
+    name = f"{source.name}_dynamic"
+    node = make_node("DynamicQuantizeLinear", [source], name=name, output=f"{name}_q", outputs=3)
+    for output, suffix in zip(node.outputs[1:], ("scale", "zero"), strict=True):
+        output.name = f"{name}_{suffix}"
+    insert_before(reader, node, graph)
+    return node.outputs[0]
+
+
+def _lstm(node: Node, weights: dict[int, Coded], pool: Pool) -> None:
+    """LSTM to DynamicQuantizeLSTM, whose weights are [directions, inputs, 4 * hidden]."""
+    graph = graph_of(node)
+    w, r = weights[1], weights[2]
+    given = [*node.inputs, *[None] * 8][:8]
+    given[1], given[2] = (
+        pool.once((one.name, id(one.codes), "turned"), lambda one=one: _turned(one)) for one in (w, r)
+    )  # type: ignore[misc]
+    extra = [item for one in (w, r) for item in _spread(one, pool)]
+    attributes = {key: item.value for key, item in node.attributes.items() if key != "layout"}
+    joined = make_node(
+        "DynamicQuantizeLSTM",
+        [*given, *extra],
+        name=f"{node.name}",
+        output=f"{node.outputs[0].name}_quantized",
+        attributes=attributes,
+        domain=_MICROSOFT,
+        outputs=len(node.outputs),
+    )
+    insert_before(node, joined, graph)
+    for old, new in zip(node.outputs, joined.outputs, strict=True):
+        name = old.name
+        if old.uses() or old.is_graph_output():
+            replace_value(graph, old, new)
+        if name and new.name != name:
+            old.name, new.name = f"{name}_float", name
+        if not name:
+            new.name = ""
+    graph.remove(node, safe=True)
+    graph.opset_imports.setdefault(_MICROSOFT, 1)
+
+
+def _turned(coded: Coded) -> Value:
+    turned = np.ascontiguousarray(np.swapaxes(coded.codes, 1, 2))
+    return add_initializer(home_of(coded), f"{coded.name}_q", turned)
+
+
+def _spread(coded: Coded, pool: Pool) -> tuple[Value, Value]:
+    """Scale and zero point for each direction, [directions, 4 * hidden] or [directions]."""
+    directions, home = coded.codes.shape[0], home_of(coded)
+
+    def repeated(vector: Array, name: str) -> Value:
+        array = np.tile(vector, (directions, 1)) if coded.scale.axis is not None else np.repeat(vector, directions)
+        key = (coded.name, id(coded.scale), name)
+        return pool.once(key, lambda: add_initializer(home, f"{coded.name}_{name}", array))
+
+    return repeated(coded.scale.scale, "scale"), repeated(coded.scale.zero_point.astype(coded.scale.dtype), "zero")
+
+
+def _scaled(graph: Graph, bias: Value, beta: float) -> Value:
+    array = constant_of(bias)
+    if beta == 1.0 or array is None:
+        return bias
+    return add_initializer(graph, f"{bias.name}_beta", (array * np.float32(beta)).astype(array.dtype))
+
+
+def _before(
+    node: Node, graph: Graph, operator: str, inputs: list[Value], name: str, attributes: Mapping[str, object] = {}
+) -> Value:
+    made = make_node(operator, inputs, name=name, output=name, attributes=dict(attributes))
+    insert_before(node, made, graph)
+    return made.outputs[0]
+
+
+def _take_place(graph: Graph, node: Node, result: Value) -> None:
+    """The result gets the place and the name of the node's."""
+    producer, name, old = result.producer(), node.name, node.outputs[0]
+    output_name = old.name
+    replace_value(graph, old, result)
+    old.name, result.name = f"{output_name}_float", output_name
+    graph.remove(node, safe=True)
+    if producer is not None:
+        producer.name = name
+
+
+def _number(node: Node, key: str, default: float) -> float:
+    return float(node.attributes[key].value) if key in node.attributes else default

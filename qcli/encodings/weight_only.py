@@ -1,0 +1,93 @@
+"""Integers on the disk, float in the kernel: for weights that have no integer kernel, or need no samples."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+from qcli.contracts import broadcast
+from qcli.encodings._weights import Coded, Pool, graph_of, home_of
+from qcli.encodings.qdq import dequantized
+from qcli.graph import Value, add_initializer, insert_before, make_node, replace_value
+
+_FLOAT = 1
+"""ONNX's number for float32, as Cast wants it."""
+
+
+class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Weights as integers; activations and arithmetic stay float.
+
+    `decode: load` writes Cast and Mul, which onnxruntime computes once when it loads the model: the speed and the
+    memory of the float model. `decode: run` writes DequantizeLinear, which onnxruntime never folds: it runs each time,
+    the kernel finds no constant weight to pack, and memory holds the integers alone. Rows that a Gather fetches are
+    decoded behind it, in both cases.
+    """
+
+    decode: Literal["load", "run"] = "load"
+    calibrated: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
+
+    def min_opset(self) -> int:
+        """DequantizeLinear has an axis from operator set 13 on."""
+        return 13 if self.decode == "run" else 7
+
+    def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
+        """Rewrites the operands of one node."""
+        for coded in weights:
+            if _fetches_rows(coded):
+                self._gather(coded, pool)
+            else:
+                key = (id(graph_of(coded.node)), coded.name, id(coded.codes), self.decode)
+                real = pool.once(key, lambda coded=coded: self._decoded(coded, pool))  # type: ignore[misc]
+                coded.node.replace_input_with(coded.operand, real)
+
+    def _decoded(self, coded: Coded, pool: Pool) -> Value:
+        if self.decode == "run":
+            return dequantized(coded, pool)
+        graph, name = graph_of(coded.node), coded.name
+        cast = make_node("Cast", [pool.codes(coded)], name=f"{name}_cast", output=f"{name}_cast", attributes=_TO_FLOAT)
+        insert_before(coded.node, cast, graph)
+        levels = cast.outputs[0]
+        if coded.scale.zero_point.any():
+            zero = broadcast(coded.scale.zero_point.astype(np.float32), coded.codes.ndim, coded.scale.axis)
+            operands = [levels, add_initializer(home_of(coded), f"{name}_zero", np.asarray(zero))]
+            shift = make_node("Sub", operands, name=f"{name}_sub", output=f"{name}_sub")
+            insert_before(coded.node, shift, graph)
+            levels = shift.outputs[0]
+        steps = pool.steps(coded, spread=True)
+        scale = make_node("Mul", [levels, steps], name=f"{name}_dq", output=f"{name}_dq")
+        insert_before(coded.node, scale, graph)
+        return scale.outputs[0]
+
+    def _gather(self, coded: Coded, pool: Pool) -> None:
+        """y = decode(Gather(codes)): only the rows that are fetched are decoded, at every run."""
+        node, graph, name = coded.node, graph_of(coded.node), coded.name
+        out = node.outputs[0]
+        node.replace_input_with(coded.operand, pool.codes(coded))
+        rows = make_node(
+            "Gather", node.inputs, name=f"{node.name}_codes", output=f"{out.name}_codes", attributes={"axis": 0}
+        )
+        insert_before(node, rows, graph)
+        cast = make_node(
+            "Cast", [rows.outputs[0]], name=f"{node.name}_cast", output=f"{out.name}_cast", attributes=_TO_FLOAT
+        )
+        insert_before(node, cast, graph)
+        steps = pool.steps(coded)
+        scale = make_node("Mul", [cast.outputs[0], steps], name=f"{name}_decode", output=f"{out.name}_dq")
+        insert_before(node, scale, graph)
+        scale.name = node.name
+        replace_value(graph, out, scale.outputs[0])
+        graph.remove(node, safe=True)
+
+
+_TO_FLOAT = {"to": _FLOAT}
+
+
+def _fetches_rows(coded: Coded) -> bool:
+    """True for a Gather of whole rows whose scale lies along them, or is one number."""
+    node, scale = coded.node, coded.scale
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    along = scale.axis in (None, coded.codes.ndim - 1) and not scale.zero_point.any()
+    return node.op_type == "Gather" and coded.operand == 0 and axis == 0 and along

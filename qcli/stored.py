@@ -1,0 +1,164 @@
+"""Weights of nodes that static quantization leaves aside: quantized dynamically, or only stored as integers.
+
+A weight that nothing multiplies as an integer still takes a quarter of the bytes. It is left alone where that gains
+nothing: where it is small, and where some reader needs the float form all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from qcli.graph import Model, Node, Value, constant_of, dimensions, original_name
+from qcli.layers import weight_operands
+from qcli.matching import RuleBook
+from qcli.plugins import choice_of
+from qcli.types import Entry, KeptFloat, Role, Site
+
+_OVERHEAD = 256
+"""Bytes that the nodes and names around a stored weight take in the file."""
+
+_SMALLEST_DYNAMIC = 16
+"""Matrices with a smaller side take longer to quantize for than they save."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Entries for weights, and why the weights of other nodes stay as they are, by first output of the node."""
+
+    entries: tuple[Entry, ...]
+    reasons: dict[str, str]
+
+
+def store_weights(model: Model, rules: RuleBook, taken: tuple[Entry, ...]) -> Stored:
+    """What becomes of the weights that `taken` leaves over."""
+    coded = {(entry.site.node, entry.site.operand) for entry in taken if entry.site.role is not Role.OUTPUT}
+    placed = {entry.site.node for entry in taken if entry.site.role is Role.WEIGHT}
+    reasons: dict[str, str] = {}
+    found: list[Entry] = []
+    for node in model.nodes():
+        key = _key(node)
+        if key in placed:
+            continue
+        operands = [(operand, axis) for operand, axis in weight_operands(node) if (key, operand) not in coded]
+        refusal = rules.weight_refusal(node) if operands else None
+        if refusal is not None:
+            reasons[key] = refusal
+            continue
+        found += _entries(node, operands, rules, reasons)
+    return _without_float_readers(model, taken, found, reasons)
+
+
+def _entries(
+    node: Node, operands: list[tuple[int, int | None]], rules: RuleBook, reasons: dict[str, str]
+) -> Iterator[Entry]:
+    for operand, axis in operands:
+        value = node.inputs[operand]
+        array = constant_of(value)
+        if value is None or array is None or array.dtype.name != "float32":
+            reasons[_key(node)] = "its weight is not float32"
+            continue
+        entry = rules.entry(_site(node, operand, value))
+        entry = _encoded(entry, node, [other for other, _ in operands])
+        channels = array.shape[axis] if axis is not None and entry.grid.granularity == "channel" else 1
+        if 3 * array.size <= 4 * channels + _OVERHEAD:
+            reasons[_key(node)] = "its weight is too small for integers to save bytes"
+            continue
+        axis = axis if entry.grid.granularity == "channel" else None
+        yield msgspec.structs.replace(entry, grid=msgspec.structs.replace(entry.grid, axis=axis))
+
+
+def _encoded(entry: Entry, node: Node, operands: list[int]) -> Entry:
+    """The entry with an encoding that the node can have: dynamic where that was asked for and fits, or weight-only."""
+    asked = choice_of(entry.encoding).name
+    if asked == "weight_only":
+        return entry
+    if asked == "dynamic":
+        misfit = _misfit(node, operands)
+        if misfit is None:
+            return entry
+        return msgspec.structs.replace(entry, encoding="weight_only", because=f"{entry.because}; not dynamic: {misfit}")
+    because = f"{entry.because}; stored only, no integer kernel multiplies it"
+    return msgspec.structs.replace(entry, encoding="weight_only", because=because)
+
+
+def _misfit(node: Node, operands: list[int]) -> str | None:
+    """Why a node cannot be quantized dynamically, or None."""
+    data = node.inputs[0] if node.inputs else None
+    if data is None or data.dtype is None or data.dtype.numpy().name != "float32":
+        return "its data is not float32"
+    if node.domain not in ("", "ai.onnx"):
+        return f"operators of the domain '{node.domain}' have no dynamic form"
+    if node.op_type == "LSTM":
+        turned = "layout" in node.attributes and node.attributes["layout"].as_int() != 0
+        return None if set(operands) == {1, 2} and not turned else "a weight is not constant, or its layout is 1"
+    if node.op_type not in ("MatMul", "Gemm"):
+        return f"{node.op_type} has no dynamic form"
+    weight = dimensions(node.inputs[1]) if node.inputs[1] is not None else None
+    if operands != [1] or weight is None or len(weight) != 2:
+        return "its weight is not a matrix on the right"
+    if min(size or 0 for size in weight) < _SMALLEST_DYNAMIC:
+        return f"one side of its weight is below {_SMALLEST_DYNAMIC}"
+    return _gemm_misfit(node) if node.op_type == "Gemm" else None
+
+
+def _gemm_misfit(node: Node) -> str | None:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    beta = node.attributes["beta"].as_float() if "beta" in node.attributes else 1.0
+    return None if bias is None or beta == 1.0 or constant_of(bias) is not None else "its bias is not constant"
+
+
+def _without_float_readers(
+    model: Model, taken: tuple[Entry, ...], found: list[Entry], reasons: dict[str, str]
+) -> Stored:
+    """Drops weights that are only stored while another reader keeps the float form in the file."""
+    covered = {
+        (entry.site.node, entry.site.operand) for entry in (*taken, *found) if entry.site.role is not Role.OUTPUT
+    }
+    values = {value.name or "": value for graph in model.graphs() for value in graph.initializers.values()}
+    kept: list[Entry] = []
+    for entry in found:
+        value = values.get(entry.site.value)
+        reader = _uncovered(value, covered) if value is not None else None
+        if reader is None or choice_of(entry.encoding).name != "weight_only":
+            kept.append(entry)
+        else:
+            reasons[entry.site.node] = f"its weight is also needed in float by {reader}"
+    return Stored(tuple(kept), reasons)
+
+
+def _uncovered(value: Value, covered: set[tuple[str, int]]) -> str | None:
+    if value.is_graph_output():
+        return "an output of the model"
+    for node, operand in value.uses():
+        if (_key(node), operand) not in covered:
+            return f"'{original_name(node) or _key(node)}' ({node.op_type})"
+    return None
+
+
+def described(kept: KeptFloat, stored: Stored) -> KeptFloat:
+    """The reason why a node runs in float, with what became of its weight."""
+    formats = [entry.grid.format for entry in stored.entries if entry.site.node == kept.node]
+    if formats:
+        return msgspec.structs.replace(kept, reason=f"{kept.reason}; its weight is stored as {formats[0]}")
+    reason = stored.reasons.get(kept.node)
+    return msgspec.structs.replace(kept, reason=f"{kept.reason}; {reason}") if reason else kept
+
+
+def _site(node: Node, operand: int, value: Value) -> Site:
+    array = constant_of(value)
+    return Site(
+        value=value.name or "",
+        role=Role.WEIGHT,
+        node=_key(node),
+        name=original_name(node),
+        op=node.op_type,
+        operand=operand,
+        shape=array.shape if array is not None else None,
+    )
+
+
+def _key(node: Node) -> str:
+    return node.outputs[0].name or ""
