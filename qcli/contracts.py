@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 
 class InputSpec(Noun, frozen=True, kw_only=True):
-    """One input of a model: `shape` holds None for a free dimension; `shape` None means unknown rank."""
+    """One input of a model: `shape` holds None for a free dimension; `shape` None means unknown rank.
+
+    `kind` is `tensor`, `sequence` (a list of tensors) or `optional` (a tensor or None); the last two have no shape.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
+    kind: str = "tensor"
 
 
 class Record(Noun, frozen=True, kw_only=True):

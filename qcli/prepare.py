@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from qcli.calibrate import Samples, collect
-from qcli.errors import QcliError, RuntimeFailure, UnsupportedError
-from qcli.graph import Model, raise_opset
+from qcli.errors import RuntimeFailure, UnsupportedError
+from qcli.graph import Model, float32_form, other_floats, raise_opset
 from qcli.metrics.sqnr import Sqnr
 from qcli.plugins import choice_of, create
 from qcli.runtime import Session
@@ -20,7 +21,21 @@ from qcli.watch import Watch
 SAME_DB = 60.0
 """A step keeps the outputs if they agree to this signal-to-noise ratio; float32 reordering leaves 100 dB and more."""
 
+_PRECISION_DB = {"float64": 60.0, "float16": 40.0, "bfloat16": 20.0}
+"""To which ratio a deep network agrees with the same in float32: each operator rounds anew."""
+
+_ROUNDED_DB = {"float16": 50.0, "bfloat16": 35.0}
+"""To which ratio outputs of such a type agree that differ in the last place."""
+
 Feeds = Mapping[str, Array]
+
+
+class _Check(NamedTuple):
+    """What every step is compared with: the outputs for one sample, and how near is near enough."""
+
+    probe: Feeds | None
+    reference: Feeds | None
+    same_db: float
 
 
 def prepare(model: Model, opset: int, steps: Sequence[Spec], samples: Samples | None, watch: Watch) -> Model:
@@ -29,41 +44,59 @@ def prepare(model: Model, opset: int, steps: Sequence[Spec], samples: Samples | 
     `samples` are needed by steps that measure; without any, those are skipped with a warning, and the rest is
     compared on zeros of the declared shapes. Raises RuntimeFailure if the model itself does not run.
     """
-    probe = _probe(model, samples)
-    reference = Session(model.serialize()).run(probe) if probe is not None else None
+    model, check = _reference(model, samples, watch)
     current = model.copy()
     raise_opset(current, opset)
-    if reference is not None and not _same(current, probe, reference):
+    if not _same(current, check):
         raise UnsupportedError(
             f"raising the model from opset {model.opset} to {opset} changes what it computes",
             "export it again with a newer opset",
         )
     for spec in steps:
-        current = _run_step(current, spec, (probe, reference), samples, watch)
+        current, check = _run_step(current, spec, check, samples, watch)
     return current
 
 
-def _run_step(
-    model: Model, spec: Spec, check: tuple[Feeds | None, Feeds | None], samples: Samples | None, watch: Watch
-) -> Model:
+def _reference(model: Model, samples: Samples | None, watch: Watch) -> tuple[Model, _Check]:
+    """The model, or its float32 form where onnxruntime runs only that, and what it computes for one sample."""
+    probe, given = _probe(model, samples)
+    same_db = min([SAME_DB, *(_ROUNDED_DB[kind] for kind in other_floats(model) if kind in _ROUNDED_DB)])
+    if probe is None:
+        return model, _Check(None, None, same_db)
+    try:
+        return model, _Check(probe, Session(model.serialize()).run(probe), same_db)
+    except RuntimeFailure:
+        form = float32_form(model)
+        if form is not None:
+            reference = Session(form.serialize()).run(probe)
+            watch.warn("onnxruntime cannot run the model in its own floats: its float32 form is taken in its place")
+            return form, _Check(probe, reference, same_db)
+        if given:
+            raise
+        return model, _Check(None, None, same_db)
+
+
+def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, watch: Watch) -> tuple[Model, _Check]:
     step = create("steps", spec)
     name = choice_of(spec).name
     if isinstance(step, MeasuredStep) and samples is None:
         watch.warn(f"step '{name}' needs samples and was skipped")
-        return model
+        return model, check
     changed = model.copy()
-    probe, reference = check
+    fitting = [_PRECISION_DB[kind] for kind in other_floats(model)] if step.changes_precision else []
     try:
         count = step.run(changed) if not isinstance(step, MeasuredStep) else _measured(step, changed, samples)
         if not count:
-            return model
-        same = probe is None or reference is None or _same(changed, probe, reference)
+            return model, check
+        same = _same(changed, check._replace(same_db=min([check.same_db, *fitting])))
     except RuntimeFailure:
         same = False
     if not same:
         watch.warn(f"step '{name}' changed the outputs and was undone")
-        return model
-    return changed
+        return model, check
+    if step.changes_precision and check.probe is not None:
+        check = check._replace(reference=Session(changed.serialize()).run(check.probe))
+    return changed, check
 
 
 def _measured(step: MeasuredStep, model: Model, samples: Samples | None) -> int:
@@ -73,39 +106,38 @@ def _measured(step: MeasuredStep, model: Model, samples: Samples | None) -> int:
     return step.run_measured(model, collect(model, Statistics.empty(requests), samples))
 
 
-def _same(model: Model, probe: Feeds | None, reference: Feeds) -> bool:
-    if probe is None:
+def _same(model: Model, check: _Check) -> bool:
+    if check.probe is None or check.reference is None:
         return True
-    result = Session(model.serialize()).run(probe)
-    return all(_equal(reference[name], result[name]) for name in reference)
+    result = Session(model.serialize()).run(check.probe)
+    return all(_equal(value, result[name], check.same_db) for name, value in check.reference.items())
 
 
-def _equal(reference: Array, result: Array) -> bool:
+def _equal(reference: Any, result: Any, same_db: float) -> bool:
+    if isinstance(reference, list):  # a sequence of tensors
+        pairs = zip(reference, result, strict=False)
+        return len(reference) == len(result) and all(_equal(first, second, same_db) for first, second in pairs)
     if getattr(reference, "dtype", None) is None or reference.dtype.kind != "f":
         return bool(np.array_equal(reference, result))
     finite = np.isfinite(reference)
-    if reference.shape != result.shape or not np.array_equal(finite, np.isfinite(result)):
+    if reference.shape != result.shape or not np.array_equal(reference[~finite], result[~finite], equal_nan=True):
         return False
     if np.allclose(reference[finite], result[finite], rtol=1e-4, atol=1e-6):
         return True
     metric = Sqnr()
     metric.update(np.where(finite, reference, 0), np.where(finite, result, 0))
-    return metric.value() >= SAME_DB
+    return metric.value() >= same_db
 
 
-def _probe(model: Model, samples: Samples | None) -> Feeds | None:
-    """One sample, or zeros; None if the model does not run on zeros of its declared shapes."""
+def _probe(model: Model, samples: Samples | None) -> tuple[Feeds | None, bool]:
+    """One sample, and True; or zeros of the declared shapes, if they have any, and False."""
     first = next(samples.feeds(), None) if samples is not None else None
     if first is not None:
-        return first[1]
-    if any(spec.shape is None or spec.dtype == "string" for spec in model.inputs()):
-        return None
+        return first[1], True
+    if any(spec.shape is None or spec.dtype == "string" or spec.kind != "tensor" for spec in model.inputs()):
+        return None, False
     zeros = {
         spec.name: np.zeros([1 if size is None else size for size in spec.shape or ()], spec.dtype)
         for spec in model.inputs()
     }
-    try:
-        Session(model.serialize()).run(zeros)
-    except QcliError:
-        return None
-    return zeros
+    return zeros, False

@@ -5,9 +5,11 @@ onnxruntime reports its use to its makers unless told not to, before it is impor
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +88,44 @@ class Session:
         options = onnxruntime.RunOptions()
         options.log_severity_level = _SILENT
         try:
-            values = self._session.run(names, dict(feeds), options)
+            values = self._run(names, {name: _feed(value) for name, value in feeds.items()}, options)
         except _RUNTIME_ERRORS as error:
             hint = "compare the inputs with what 'qcli inspect' shows"
             raise RuntimeFailure(f"onnxruntime cannot run the model: {_reason(error)}", hint) from error
         return dict(zip(names, values, strict=True))
+
+    def _run(self, names: list[str], feeds: dict[str, Any], options: Any) -> list[Any]:
+        kinds = {item.name: item.type for item in self._session.get_outputs()}
+        if _BFLOAT16 not in [kinds.get(name) for name in names]:
+            values: list[Any] = self._session.run(names, feeds, options)
+            return values
+        own = onnxruntime.OrtValue
+        wrapped = {
+            name: value if isinstance(value, own) else own.ortvalue_from_numpy(value) for name, value in feeds.items()
+        }
+        return [_array(value) for value in self._session.run_with_ort_values(names, wrapped, options)]
+
+
+_BFLOAT16 = "tensor(bfloat16)"
+_BFLOAT16_CODE = 16
+"""onnx.TensorProto.BFLOAT16. numpy has no such type, so onnxruntime takes and gives it as bytes alone."""
+
+
+def _feed(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.name == "bfloat16":
+        codes = np.require(value, requirements="C").view(np.uint16)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, _BFLOAT16_CODE)
+    return value
+
+
+def _array(value: Any) -> Any:
+    """A result; bfloat16 becomes float32, of which it is the upper half."""
+    if value.data_type() != _BFLOAT16:
+        return value.numpy()
+    shape = value.shape()
+    content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()) if prod(shape) else b""
+    codes = np.frombuffer(content, np.uint16).astype(np.uint32) << 16
+    return codes.view(np.float32).reshape(shape)
 
 
 def runtime_version() -> str:

@@ -88,7 +88,7 @@ def open_source(
 def random_source(inputs: tuple[InputSpec, ...], count: int) -> SampleStream:
     """Random samples for inputs of known rank. Raises UnsupportedError for others."""
     for spec in inputs:
-        if spec.shape is None or spec.dtype == "string":
+        if spec.shape is None or spec.dtype == "string" or spec.kind != "tensor":
             problem = f"input '{spec.name}' has no shape to make random samples of"
             raise UnsupportedError(problem, "name real ones with -d")
     return SampleStream(RandomSamples(inputs, count))

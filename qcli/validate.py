@@ -17,8 +17,8 @@ import numpy as np
 from qcli.comparison import Comparison, OptimizationCheck, is_float
 from qcli.contracts import InputSpec
 from qcli.dataset import Sample
-from qcli.errors import InputError, NothingToDoError
-from qcli.graph import Model, load_model
+from qcli.errors import InputError, NothingToDoError, RuntimeFailure
+from qcli.graph import Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
 from qcli.latency import NORMAL_EFFORT, Effort, Latency, measure
 from qcli.report import (
@@ -95,7 +95,7 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     float_model, compressed = _model(job.float_model), _model(job.compressed)
     _check_same_interface(float_model, compressed)
     sessions = _Sessions(
-        Session(job.float_model, threads=job.threads, spin=False),
+        _reference_session(job, float_model, watch),
         Session(job.compressed, threads=job.threads, spin=False),
     )
     comparison = Comparison()
@@ -120,6 +120,18 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
 class _Sessions(NamedTuple):
     float_model: Session
     compressed: Session
+
+
+def _reference_session(job: ValidateJob, model: Model, watch: Watch) -> Session:
+    """The float model, or its float32 form where onnxruntime lacks the model's own floats."""
+    try:
+        return Session(job.float_model, threads=job.threads, spin=False)
+    except RuntimeFailure:
+        form = float32_form(model)
+        if form is None:
+            raise
+        watch.warn("onnxruntime cannot run the float model in its own floats: compared with its float32 form")
+        return Session(form.serialize(), threads=job.threads, spin=False)
 
 
 def _run_all(

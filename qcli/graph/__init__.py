@@ -19,10 +19,12 @@ from qcli.graph.edit import (
     share_initializer,
     sole_consumer,
 )
+from qcli.graph.float32 import compute_in_float32, float32_form, other_floats
 from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes
 from qcli.graph.load import load_model
 from qcli.graph.model import Graph, Model, Node, Value
-from qcli.graph.normalize import normalize_graph, original_name
+from qcli.graph.names import original_name
+from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import raise_opset
 from qcli.graph.save import save_model
 
@@ -35,10 +37,12 @@ __all__ = [
     "Node",
     "Value",
     "add_initializer",
+    "compute_in_float32",
     "concrete_shapes",
     "constant_of",
     "data_consumers",
     "dimensions",
+    "float32_form",
     "infer_shapes",
     "insert_after",
     "insert_before",
@@ -47,6 +51,7 @@ __all__ = [
     "make_node",
     "normalize_graph",
     "original_name",
+    "other_floats",
     "raise_opset",
     "remove_node",
     "replace_value",

@@ -38,7 +38,7 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
 
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
     """A new constant under a name that is free; `name` gets a number if it is taken."""
-    unique = _free_name(graph, name)
+    unique = free_name(graph, name)
     tensor = ir.tensor(np.require(array, requirements="C"), name=unique, dtype=dtype)
     value = ir.Value(name=unique, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
@@ -118,8 +118,8 @@ def remove_node(graph: ir.Graph, node: ir.Node, replacement: ir.Value) -> None:
     graph.remove(node, safe=True)
 
 
-def _free_name(graph: ir.Graph, name: str) -> str:
-    """`name`, or the first of name_1, name_2, … that is free, which is then taken."""
+def free_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or the first of name_1, name_2, … that is free in the graph and its bodies; it is then taken."""
     if _NAMES not in graph.meta:
         graph.meta[_NAMES] = _names_in(graph)
     taken: set[str | None] = graph.meta[_NAMES]
@@ -136,9 +136,15 @@ _NAMES = "qcli.names"
 """Where a graph keeps the names that were ever taken in it."""
 
 
+def forget_names(graph: ir.Graph) -> None:
+    """To be called after values were renamed: which names are taken is then looked up again."""
+    graph.meta.pop(_NAMES, None)
+
+
 def _names_in(graph: ir.Graph) -> set[str | None]:
-    names: set[str | None] = set(graph.initializers)
-    names.update(value.name for value in graph.inputs)
-    for node in graph:
-        names.update(value.name for value in node.outputs)
+    names: set[str | None] = set()
+    for one in (graph, *graph.subgraphs()):
+        names.update(one.initializers)
+        names.update(value.name for value in one.inputs)
+        names.update(value.name for node in one for value in node.outputs)
     return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -53,7 +54,7 @@ def concrete_shapes(model: Model, feeds: Mapping[str, Array]) -> dict[str, tuple
     """The shapes of all values when the inputs have the shapes of `feeds`, where inference can tell."""
     bound = model.copy()
     for value in bound.graph.inputs:
-        if (feed := feeds.get(value.name or "")) is not None:
+        if isinstance(feed := feeds.get(value.name or ""), np.ndarray):
             value.shape = ir.Shape(feed.shape)
     for node in bound.graph:
         for value in node.outputs:

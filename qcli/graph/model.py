@@ -41,11 +41,7 @@ class Model:
 
     def inputs(self) -> tuple[InputSpec, ...]:
         """The inputs that a caller must feed; initializers listed as inputs are not among them."""
-        return tuple(
-            InputSpec(name=value.name or "", dtype=_dtype_name(value), shape=dimensions(value))
-            for value in self.graph.inputs
-            if not value.is_initializer()
-        )
+        return tuple(_spec(value) for value in self.graph.inputs if not value.is_initializer())
 
     def outputs(self) -> tuple[str, ...]:
         return tuple(value.name or "" for value in self.graph.outputs)
@@ -136,3 +132,15 @@ def _is_read(value: Value) -> bool:
 
 def _dtype_name(value: Value) -> str:
     return value.dtype.numpy().name if value.dtype is not None and value.dtype != ir.DataType.STRING else "string"
+
+
+def _spec(value: Value) -> InputSpec:
+    kind = _kind(value)
+    shape = dimensions(value) if kind == "tensor" else None  # the others note the shape of their elements
+    return InputSpec(name=value.name or "", dtype=_dtype_name(value), shape=shape, kind=kind)
+
+
+def _kind(value: Value) -> str:
+    if isinstance(value.type, ir.OptionalType):
+        return "optional"
+    return "sequence" if isinstance(value.type, ir.SequenceType) else "tensor"

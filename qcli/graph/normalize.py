@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qcli.graph.edit import add_initializer, constant_of
+from qcli.graph.functions import inline_functions
 from qcli.graph.infer import dimensions, infer_shapes
 from qcli.graph.model import Model
-
-ORIGINAL_NAME = "qcli.original_name"
-"""Key of a node's metadata that holds the name it had in the file, where that had to change."""
+from qcli.graph.names import name_nodes, name_values
 
 
 def normalize_graph(model: Model) -> int:
     """Brings a model into normal form, in place; the number of passes that changed something."""
+    changed = inline_functions(model)
     passes = (
         common.TopologicalSortPass(),
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
     )
-    changed = sum(bool(one(model.ir).modified) for one in passes)
+    changed += sum(bool(one(model.ir).modified) for one in passes)
     changed += _remove_idle_nodes(model)
     changed += bool(common.RemoveUnusedNodesPass()(model.ir).modified)
-    changed += _name_nodes(model)
+    changed += name_values(model)
+    changed += name_nodes(model)
     changed += _pad_all_axes(model)
     return changed
 
@@ -52,11 +51,6 @@ def _pad_all(model: Model, node: ir.Node) -> bool:
     node.replace_input_with(1, add_initializer(model.graph, f"{node.name}_pads", full.reshape(-1)))
     node.resize_inputs(3)
     return True
-
-
-def original_name(node: ir.Node) -> str:
-    """The name that a node had in the user's file."""
-    return node.metadata_props.get(ORIGINAL_NAME, node.name or "")
 
 
 def _remove_idle_nodes(model: Model) -> int:
@@ -86,20 +80,3 @@ def _may_train(node: ir.Node) -> bool:
     switch = node.inputs[2] if len(node.inputs) > 2 else None
     known = constant_of(switch)
     return switch is not None and (known is None or bool(known.any()))
-
-
-def _name_nodes(model: Model) -> int:
-    """Unique names: an empty one becomes the name of the first output, a repeated one gets a number."""
-    taken: set[str] = set()
-    renamed = 0
-    for node in model.nodes():
-        original = node.name or ""
-        name = original or (node.outputs[0].name if node.outputs else "") or node.op_type
-        if name in taken:
-            name = next(free for number in count(1) if (free := f"{name}_{number}") not in taken)
-        taken.add(name)
-        if name != original:
-            node.metadata_props[ORIGINAL_NAME] = original
-            node.name = name
-            renamed += 1
-    return renamed

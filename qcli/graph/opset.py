@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from qcli.errors import UnsupportedError
+from qcli.graph.functions import inline_functions
 from qcli.graph.model import Model
 
 _SMALL_BYTES = 1024
@@ -21,6 +22,7 @@ def raise_opset(model: Model, version: int) -> bool:
     """
     if model.opset >= version:
         return False
+    inline_functions(model)  # the converter passes them over
     proto = model.proto()
     aside = _set_weights_aside(proto)
     try:
@@ -35,7 +37,6 @@ def raise_opset(model: Model, version: int) -> bool:
     del converted.graph.input[:]
     converted.graph.input.extend(kept)
     converted.graph.initializer.extend(aside.values())
-    converted.functions.extend(proto.functions)
     if model.opset < _RESIZE_CHANGED:
         _keep_resizing(converted.graph)
     converted.ir_version = max(converted.ir_version, 7)

@@ -98,7 +98,7 @@ def _bound_dimensions(graph: onnx.GraphProto, feeds: Mapping[str, Array]) -> dic
     for value in graph.input:
         if value.name in feeds:
             dimensions = value.type.tensor_type.shape.dim
-            for dimension, size in zip(dimensions, feeds[value.name].shape, strict=False):
+            for dimension, size in zip(dimensions, getattr(feeds[value.name], "shape", ()), strict=False):
                 if dimension.dim_param:
                     bound.setdefault(dimension.dim_param, size)
     return bound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,8 +55,12 @@ def _list(arrays: dict[str, Array]) -> str:
     return ", ".join(sorted(arrays)) or "nothing"
 
 
-def _checked(array: Array, spec: InputSpec, file: str) -> Array:
+def _checked(array: Any, spec: InputSpec, file: str) -> Any:
     where = f"{file}: input '{spec.name}'"
+    if spec.kind != "tensor":
+        return _checked_sequence(array, spec, where)
+    if spec.dtype == "bfloat16" and array.dtype == np.float32:
+        array = array.astype(spec.dtype)  # numpy has no such type, nor have its files
     if _dtype_name(array) != spec.dtype:
         raise InputError(
             f"{where} is {_dtype_name(array)}, the model takes {spec.dtype}",
@@ -66,6 +71,19 @@ def _checked(array: Array, spec: InputSpec, file: str) -> Array:
         raise InputError(f"{where} has shape {shown(array.shape)}, the model takes {shown(spec.shape)}")
     _check_finite(array, where)
     return shaped
+
+
+def _checked_sequence(value: Any, spec: InputSpec, where: str) -> Any:
+    """A list of tensors, or for an optional None or one of both."""
+    if spec.kind == "optional" and value is None:
+        return value
+    if spec.kind == "sequence" and not isinstance(value, list):
+        raise InputError(f"{where} is no sequence", "write it into a folder test_data_set_0, as onnx.SequenceProto")
+    for tensor in value if isinstance(value, list) else [value]:
+        if _dtype_name(tensor) != spec.dtype:
+            raise InputError(f"{where} holds {_dtype_name(tensor)}, the model takes {spec.dtype}")
+        _check_finite(tensor, where)
+    return value
 
 
 def _dtype_name(array: Array) -> str:
@@ -81,7 +99,7 @@ def _with_batch(array: Array, wanted: tuple[int | None, ...] | None) -> Array:
 def _check_finite(array: Array, where: str) -> None:
     if "float" not in array.dtype.name:
         return
-    finite = np.isfinite(array)
+    finite = np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array)
     if finite.all():
         return
     index = np.unravel_index(int(np.argmin(finite)), array.shape)

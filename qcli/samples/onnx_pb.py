@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from qcli.contracts import InputSpec, Record
 from qcli.errors import InputError
@@ -33,9 +34,11 @@ class OnnxPb(Noun, frozen=True, kw_only=True):
         reference: dict[str, Array] = {}
         for kind, index, file in _numbered(path):
             if kind == "output":
-                reference[file.stem] = _tensor(path, file)
+                found = _value(path, file, "tensor", "sequence", "optional")
+                if hasattr(found, "dtype"):  # a sequence or an optional is no reference
+                    reference[file.stem] = found
             elif index < len(inputs):
-                arrays[inputs[index].name] = _tensor(path, file)
+                arrays[inputs[index].name] = _value(path, file, inputs[index].kind)
             else:
                 raise InputError(
                     f"{path}: {file.name} has no input to go to, the model has {len(inputs)}",
@@ -51,11 +54,16 @@ def _numbered(folder: Path) -> list[tuple[str, int, Path]]:
     return sorted((match.group(1), int(match.group(2)), file) for match, file in matches if match)
 
 
-def _tensor(folder: Path, file: Path) -> Array:
-    from qcli.graph.tensor_file import read_tensor  # costly, and most data folders hold no .pb
+def _value(folder: Path, file: Path, *kinds: str) -> Any:
+    """What the file holds, read as the first of `kinds` that it can be."""
+    from qcli.graph.tensor_file import read_value  # costly, and most data folders hold no .pb
 
     with refusing(folder, f"{file.name} is not a readable tensor", "write it as a serialized onnx.TensorProto"):
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise ValueError(f"{size} bytes are more than the limit of {MAX_BYTES}")
-        return read_tensor(file.read_bytes())
+        content = file.read_bytes()
+        for kind in kinds[:-1]:
+            with suppress(ValueError, TypeError):
+                return read_value(content, kind)
+        return read_value(content, kinds[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 
 from qcli.graph import Model
@@ -10,7 +12,12 @@ from qcli.types import Request
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A change of the graph that keeps its outputs. Data-free steps override `run`."""
+    """A change of the graph that keeps its outputs. Data-free steps override `run`.
+
+    One that `changes_precision` keeps them as far as the precision of the model before it goes.
+    """
+
+    changes_precision: ClassVar[bool] = False
 
     def run(self, model: Model) -> int:
         """Changes the model in place; the number of changes."""
