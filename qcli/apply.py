@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcli.encodings._weights import Coded, Pool, graph_of
-from qcli.graph import Graph, Model, Node, Value, constant_of, insert_after, make_node
+from qcli.graph import Graph, Model, Node, Value, constant_of, insert_after, make_node, node_key
 from qcli.plugins import create
 from qcli.solve import Solution, site_key
 from qcli.types import Entry, Plan, Role, Scale
@@ -49,7 +49,7 @@ class _Writer:
 
     def __init__(self, model: Model, solution: Solution) -> None:
         self._solution = solution
-        self._nodes = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
+        self._nodes = {node_key(node): node for node in model.nodes()}
         self._pool = Pool()
         self._edges: dict[tuple[int, str, float, int], Value] = {}
 

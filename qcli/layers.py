@@ -76,7 +76,7 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
 
 
 def _channel_axis(node: Node, operand: int, shape: tuple[int, ...]) -> int:
-    """The axis along which a weight's channels differ most: that of the outputs, the last one where nothing is known."""
+    """The axis along which a weight's channels differ most: that of the outputs, or the last one."""
     last = len(shape) - 1
     if node.op_type in ("Conv", "FusedConv", "DeformConv"):
         return 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 from qcli.errors import UsageError, did_you_mean
-from qcli.graph import Model, Node, is_constant, original_name
+from qcli.graph import Model, Node, is_constant, node_key, original_name
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe, SourcedRule
 from qcli.types import Entry, Grid, Match, Role, Site
@@ -20,7 +20,7 @@ class RuleBook:
     def __init__(self, model: Model, recipe: Recipe) -> None:
         self._rules = recipe.rules
         self._model = model
-        self._by_output = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
+        self._by_output = {node_key(node): node for node in model.nodes()}
         self._regions = {id(sourced): _region(model, sourced) for sourced in recipe.rules}
         self._refuse_idle_rules()
 
@@ -109,7 +109,7 @@ class RuleBook:
         region = self._regions[id(sourced)]
         return (
             _any_equal(match.op, node.op_type)
-            and _any_glob(match.name, (original_name(node), node.outputs[0].name or ""))
+            and _any_glob(match.name, (original_name(node), node_key(node)))
             and _role_matches(match.role, role)
             and (match.value is None or _any_glob(match.value, (value,) if value else _value_names(node)))
             and (region is None or node in region)
@@ -179,7 +179,7 @@ def _region(model: Model, sourced: SourcedRule) -> frozenset[Node] | None:
 def _named(model: Model, name: str, origin: str) -> Node:
     nodes = tuple(model.nodes())
     for node in nodes:
-        if name in (original_name(node), node.outputs[0].name):
+        if name in (original_name(node), node_key(node)):
             return node
     known = {original_name(node) for node in nodes}
     raise UsageError(f"{origin}: no node is called '{name}'", did_you_mean(name, known))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from qcli.plan import check_plan, make_plan, read_plan, refuse_quantized, requir
 from qcli.plugins import create
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
+from qcli.refine import refine_plan
 from qcli.render import report_writer, write_report
 from qcli.report import (
     FileFacts,
@@ -83,13 +84,14 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
     if job.dry_run:
         return _dry_report(job, prepared, watch)
     quantized, plan = _quantize(job, prepared, watch)
+    prepared = replace(prepared, plan=plan)
     watch.phase("validate")
     with tempfile.TemporaryDirectory(prefix="qcli-") as folder:
         written = Path(folder) / output_path(job).name
         save_model(quantized, written)
         facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
         validation = validate(_validate_job(job, prepared, evaluation, written, watch))
-    report = _report(job, prepared, plan, validation, watch)
+    report = _report(job, prepared, validation, watch)
     report = msgspec.structs.replace(report, output=facts, size=size_of(_facts_of(report.model), facts))
     report = with_gates(report, evaluate(gates, report))
     return _finish(job, prepared, quantized, report, watch)
@@ -129,9 +131,12 @@ def threads_of(job: QuantizeJob) -> int:
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
     watch.phase("solve")
-    solution = solve(prepared.model, prepared.plan, statistics)
+    plan = prepared.plan
+    if job.plan is None:  # a plan that was given is the user's word
+        plan = refine_plan(prepared.model, prepared.recipe, plan, statistics)
+    solution = solve(prepared.model, plan, statistics)
     watch.phase("apply")
-    return apply_plan(prepared.model, prepared.plan, solution), prepared.plan
+    return apply_plan(prepared.model, plan, solution), plan
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
@@ -240,7 +245,8 @@ def _validate_job(
     )
 
 
-def _report(job: QuantizeJob, prepared: Prepared, plan: Plan, validation: Validation, watch: Watch) -> Report:
+def _report(job: QuantizeJob, prepared: Prepared, validation: Validation, watch: Watch) -> Report:
+    plan = prepared.plan
     for warning in validation.warnings:
         watch.warn(warning)
     if validation.latency is not None and validation.latency.speedup < 1:

@@ -13,7 +13,18 @@ from typing import Protocol
 
 import numpy as np
 
-from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, is_constant, original_name, sole_consumer
+from qcli.graph import (
+    Graph,
+    Model,
+    Node,
+    Value,
+    constant_of,
+    dimensions,
+    is_constant,
+    node_key,
+    original_name,
+    sole_consumer,
+)
 from qcli.targets._support import Placement, Support
 from qcli.types import Array, KeptFloat
 
@@ -56,15 +67,30 @@ class Layout:
     kept: list[KeptFloat] = field(default_factory=list)
 
 
-def place(model: Model, target: Target, refused: Callable[[Node], str | None]) -> Layout:
+@dataclass(frozen=True)
+class Unfit:
+    """Values that no static grid holds, and nodes that must not become integer, by name with the reason."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, str] = field(default_factory=dict)
+
+
+NOTHING_UNFIT = Unfit()
+
+
+def place(model: Model, target: Target, refused: Callable[[Node], str | None], unfit: Unfit = NOTHING_UNFIT) -> Layout:
     """Divides the main graph and each body of an If, Loop or Scan, each for itself.
 
     `refused` gives the reason why a recipe keeps a node from static integers, or None.
     """
+
+    def refusal(node: Node) -> str | None:
+        return unfit.nodes.get(node_key(node)) or refused(node)
+
     layout = Layout()
     reasons: dict[Node, str] = {}
     for graph in model.graphs():
-        placed, why = _divide(graph, target, refused)
+        placed, why = _divide(graph, target, refusal, unfit)
         layout.placed.update(placed)
         reasons.update(why)
     layout.kept = _kept(model, layout, reasons)
@@ -72,15 +98,16 @@ def place(model: Model, target: Target, refused: Callable[[Node], str | None]) -
 
 
 def _divide(
-    graph: Graph, target: Target, refused: Callable[[Node], str | None]
+    graph: Graph, target: Target, refused: Callable[[Node], str | None], unfit: Unfit
 ) -> tuple[dict[Node, Placed], dict[Node, str]]:
     """The nodes of one graph that become integer, and why the others do not."""
     reasons: dict[Node, str] = {}
     candidates: dict[Node, Placed] = {}
     for node in graph:
         found = _candidate(node, target, refused)
-        if isinstance(found, str):
-            reasons[node] = found
+        reason = found if isinstance(found, str) else _unfit(found, unfit)
+        if isinstance(found, str) or reason is not None:
+            reasons[node] = str(reason)
         else:
             candidates[node] = found
     reachable = _forward(graph, candidates)
@@ -110,6 +137,14 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
         return "it reads no activation"
     tail, bias = _tail(node, support, refused)
     return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias)
+
+
+def _unfit(placed: Placed, unfit: Unfit) -> str | None:
+    """Why what was measured speaks against a node, or None. Kernels that can give floats need no grid behind them."""
+    names = [value.name for index in placed.operands if (value := placed.node.inputs[index]) is not None]
+    if not placed.support.output_optional:
+        names.append(placed.result.name)
+    return next((f"'{name}': {unfit.values[name]}" for name in names if name in unfit.values), None)
 
 
 def _illegal(node: Node, support: Support) -> str | None:

@@ -10,10 +10,10 @@ import msgspec
 
 from qcli.configure import convert
 from qcli.errors import NothingToDoError, UnsupportedError, UsageError
-from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, original_name
+from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
 from qcli.layers import LAYERS, bias_layer, output_channel_axis
 from qcli.matching import RuleBook
-from qcli.placement import Layout, Placed, place
+from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
 from qcli.stored import described, store_weights
@@ -31,8 +31,8 @@ _QUANTIZED_OPERATORS = (
 )  # fmt: skip
 
 
-def make_plan(model: Model, recipe: Recipe) -> Plan:
-    """The plan for a prepared model. Needs no data.
+def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Plan:
+    """The plan for a prepared model. Needs no data; `unfit` is what samples showed to lie beyond a static grid.
 
     Raises UnsupportedError for a model that is quantized already, UsageError for a rule of the user's that matches
     nothing or asks for what the target cannot run, NothingToDoError if nothing can be quantized.
@@ -41,7 +41,7 @@ def make_plan(model: Model, recipe: Recipe) -> Plan:
     infer_shapes(model)
     target = create("targets", recipe.target)
     rules = RuleBook(model, recipe)
-    layout = place(model, target, rules.refusal)
+    layout = place(model, target, rules.refusal, unfit)
     static = tuple(_entries(layout, rules))
     stored = store_weights(model, rules, static)
     entries = (*static, *stored.entries)
@@ -108,7 +108,7 @@ def check_plan(plan: Plan, model: Model) -> None:
     if not plan.entries:
         raise NothingToDoError("the plan has no entries", "make it again with 'qcli plan'")
     _check_formats(plan.entries, create("targets", plan.target), plan.target)
-    nodes = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
+    nodes = {node_key(node): node for node in model.nodes()}
     for entry in plan.entries:
         _check_site(entry.site, nodes.get(entry.site.node))
     for entry in plan.entries:
@@ -133,7 +133,7 @@ def _check_bias(plan: Plan, site: Site, reader: Node) -> None:
     data = layer.inputs[0] if layer is not None and layer.inputs else None
     weighted = {entry.site.node for entry in plan.entries if entry.site.role is Role.WEIGHT}
     scaled = {entry.site.value for entry in plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)}
-    if layer is None or data is None or layer.outputs[0].name not in weighted or data.name not in scaled:
+    if layer is None or data is None or node_key(layer) not in weighted or data.name not in scaled:
         problem = f"the plan has an entry for the bias '{site.value}' but not for its layer's weight and input"
         raise UsageError(problem, "leave out the bias too")
 
@@ -202,7 +202,7 @@ def _site(node: Node, operand: int, role: Role, op: str | None = None) -> Site:
     return Site(
         value=value.name or "",
         role=role,
-        node=node.outputs[0].name or "",
+        node=node_key(node),
         name=original_name(node),
         op=op or node.op_type,
         operand=operand,
@@ -215,7 +215,8 @@ def _ties(layout: Layout) -> Iterator[Tie]:
         if placed.support.tied:
             names = [placed.node.inputs[index] for index in placed.operands]
             values = (*(value.name or "" for value in names if value is not None), placed.result.name or "")
-            yield Tie(values=values, because=f"{placed.node.op_type} moves codes and does not rescale them")
+            because = f"{placed.node.op_type} moves codes and does not rescale them"
+            yield Tie(values=values, because=because, node=node_key(placed.node))
 
 
 def _check_formats(entries: tuple[Entry, ...], target: Any, spec: Spec) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qcli.distribution import Distribution, from_weights
-from qcli.errors import InputError
-from qcli.graph import Model, Node, Value, constant_of
+from qcli.errors import InputError, UsageError
+from qcli.graph import Model, Node, Value, constant_of, node_key
 from qcli.layers import bias_layer
 from qcli.pairs import pair_floor
-from qcli.plugins import create
+from qcli.plugins import create, names
 from qcli.statistics import Statistics
 from qcli.types import Array, Entry, Interval, Plan, Request, Role, Scale
 
@@ -56,12 +56,40 @@ def solve(model: Model, plan: Plan, statistics: Statistics) -> Solution:
     return solver.solution
 
 
+def activation_scales(model: Model, plan: Plan, statistics: Statistics) -> dict[SiteKey, Scale]:
+    """The scales of the activations alone."""
+    solver = _Solver(model, plan, statistics)
+    solver.activations()
+    return solver.solution.scales
+
+
+def measured(model: Model, entry: Entry, statistics: Statistics) -> Distribution | None:
+    """The values seen at an activation's site; None for a constant, and counts of zero for what no sample reached."""
+    if constant_of(_values(model).get(entry.site.value)) is not None:
+        return None
+    return _seen(entry, statistics) or _NOTHING
+
+
+def _seen(entry: Entry, statistics: Statistics) -> Distribution | None:
+    """By the statistic that the entry's range needs, or else by any other that was measured."""
+    wanted = create("ranges", entry.range).statistic
+    for statistic in dict.fromkeys((wanted, *names("stats"))):
+        try:
+            return statistics.get(Request(value=entry.site.value, statistic=statistic)).distribution()
+        except (InputError, UsageError):  # nothing was seen, or this was not asked for
+            continue
+    return None
+
+
+_NOTHING = Distribution(lower=np.zeros(1), upper=np.zeros(1), points=np.zeros((1, 1)), counts=np.zeros((1, 1)))
+
+
 class _Solver:
     def __init__(self, model: Model, plan: Plan, statistics: Statistics) -> None:
         self._plan = plan
         self._statistics = statistics
         self._values = _values(model)
-        self._nodes = {node.outputs[0].name or "": node for node in model.nodes() if node.outputs}
+        self._nodes = {node_key(node): node for node in model.nodes()}
         self._by_value: dict[str, Scale] = {}
         self._target = create("targets", plan.target)
         self.solution = Solution()
@@ -166,11 +194,7 @@ class _Solver:
         array = self._constant(entry)
         if array is not None:
             return from_weights(np.asarray(array, np.float32), None)
-        statistic = create("ranges", entry.range).statistic
-        try:
-            return self._statistics.get(Request(value=entry.site.value, statistic=statistic)).distribution()
-        except InputError:
-            return None
+        return _seen(entry, self._statistics)
 
     def _is_activation(self, entry: Entry) -> bool:
         return _is_activation(entry, self._values)
@@ -182,12 +206,12 @@ class _Solver:
         return np.asarray(self._constant(entry), np.float32)
 
     def _input_scale(self, layer: Node) -> float:
-        key = (layer.outputs[0].name or "", Role.INPUT.value, 0)
+        key = (node_key(layer), Role.INPUT.value, 0)
         scale = self.solution.scales.get(key) or self._by_value[(layer.inputs[0].name if layer.inputs[0] else "") or ""]
         return float(scale.scale[0])
 
     def _weight_scale(self, layer: Node) -> npt.NDArray[np.float64]:
-        return self.solution.scales[(layer.outputs[0].name or "", Role.WEIGHT.value, 1)].scale.astype(np.float64)
+        return self.solution.scales[(node_key(layer), Role.WEIGHT.value, 1)].scale.astype(np.float64)
 
     def _layer_of(self, entry: Entry) -> Node:
         """The layer that a bias belongs to: the node itself, or the MatMul in front of its Add."""

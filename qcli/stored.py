@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from qcli.graph import Model, Node, Value, constant_of, dimensions, original_name
+from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name
 from qcli.layers import weight_operands
 from qcli.matching import RuleBook
 from qcli.plugins import choice_of
@@ -39,7 +39,7 @@ def store_weights(model: Model, rules: RuleBook, taken: tuple[Entry, ...]) -> St
     reasons: dict[str, str] = {}
     found: list[Entry] = []
     for node in model.nodes():
-        key = _key(node)
+        key = node_key(node)
         if key in placed:
             continue
         operands = [(operand, axis) for operand, axis in weight_operands(node) if (key, operand) not in coded]
@@ -58,13 +58,13 @@ def _entries(
         value = node.inputs[operand]
         array = constant_of(value)
         if value is None or array is None or array.dtype.name != "float32":
-            reasons[_key(node)] = "its weight is not float32"
+            reasons[node_key(node)] = "its weight is not float32"
             continue
         entry = rules.entry(_site(node, operand, value))
         entry = _encoded(entry, node, [other for other, _ in operands])
         channels = array.shape[axis] if axis is not None and entry.grid.granularity == "channel" else 1
         if 3 * array.size <= 4 * channels + _OVERHEAD:
-            reasons[_key(node)] = "its weight is too small for integers to save bytes"
+            reasons[node_key(node)] = "its weight is too small for integers to save bytes"
             continue
         axis = axis if entry.grid.granularity == "channel" else None
         yield msgspec.structs.replace(entry, grid=msgspec.structs.replace(entry.grid, axis=axis))
@@ -133,8 +133,8 @@ def _uncovered(value: Value, covered: set[tuple[str, int]]) -> str | None:
     if value.is_graph_output():
         return "an output of the model"
     for node, operand in value.uses():
-        if (_key(node), operand) not in covered:
-            return f"'{original_name(node) or _key(node)}' ({node.op_type})"
+        if (node_key(node), operand) not in covered:
+            return f"'{original_name(node) or node_key(node)}' ({node.op_type})"
     return None
 
 
@@ -152,13 +152,9 @@ def _site(node: Node, operand: int, value: Value) -> Site:
     return Site(
         value=value.name or "",
         role=Role.WEIGHT,
-        node=_key(node),
+        node=node_key(node),
         name=original_name(node),
         op=node.op_type,
         operand=operand,
         shape=array.shape if array is not None else None,
     )
-
-
-def _key(node: Node) -> str:
-    return node.outputs[0].name or ""

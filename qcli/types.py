@@ -118,10 +118,11 @@ class Rule(Noun, frozen=True, kw_only=True):
 
 
 class Tie(Noun, frozen=True, kw_only=True):
-    """Values that share one scale, e.g. the input and the output of a MaxPool."""
+    """Values that share one scale, e.g. the input and the output of a MaxPool; `node` ties them."""
 
     values: tuple[str, ...]
     because: str
+    node: str = ""
 
 
 class KeptFloat(Noun, frozen=True, kw_only=True):

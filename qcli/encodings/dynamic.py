@@ -65,12 +65,7 @@ def _quantized(coded: Coded, pool: Pool) -> tuple[Value, Value, Value, Value, Va
     if source is None:
         raise ValueError(f"{node.name} reads no data")
     if node.op_type == "Gemm" and _number(node, "transA", 0):
-        source = pool.once(
-            (id(graph), source.name, "transposed"),
-            lambda source=source: _before(  # type: ignore[misc]
-                node, graph, "Transpose", [source], f"{source.name}_transposed", {"perm": [1, 0]}
-            ),
-        )
+        source = _transposed(node, graph, source, pool)
     turned = node.op_type == "Gemm" and bool(_number(node, "transB", 0))
     matrix = np.ascontiguousarray(coded.codes.T) if turned else coded.codes
     home = home_of(coded)
@@ -88,6 +83,13 @@ def _quantized(coded: Coded, pool: Pool) -> tuple[Value, Value, Value, Value, Va
     return codes, zero, data, producer.outputs[1], producer.outputs[2]
 
 
+def _transposed(reader: Node, graph: Graph, source: Value, pool: Pool) -> Value:
+    def make() -> Value:
+        return _before(reader, graph, "Transpose", [source], f"{source.name}_transposed", {"perm": [1, 0]})
+
+    return pool.once((id(graph), source.name, "transposed"), make)
+
+
 def _quantize(reader: Node, graph: Graph, source: Value) -> Value:
     name = f"{source.name}_dynamic"
     node = make_node("DynamicQuantizeLinear", [source], name=name, output=f"{name}_q", outputs=3)
@@ -102,9 +104,7 @@ def _lstm(node: Node, weights: dict[int, Coded], pool: Pool) -> None:
     graph = graph_of(node)
     w, r = weights[1], weights[2]
     given = [*node.inputs, *[None] * 8][:8]
-    given[1], given[2] = (
-        pool.once((one.name, id(one.codes), "turned"), lambda one=one: _turned(one)) for one in (w, r)
-    )  # type: ignore[misc]
+    given[1], given[2] = _turned(w, pool), _turned(r, pool)
     extra = [item for one in (w, r) for item in _spread(one, pool)]
     attributes = {key: item.value for key, item in node.attributes.items() if key != "layout"}
     joined = make_node(
@@ -129,9 +129,13 @@ def _lstm(node: Node, weights: dict[int, Coded], pool: Pool) -> None:
     graph.opset_imports.setdefault(_MICROSOFT, 1)
 
 
-def _turned(coded: Coded) -> Value:
-    turned = np.ascontiguousarray(np.swapaxes(coded.codes, 1, 2))
-    return add_initializer(home_of(coded), f"{coded.name}_q", turned)
+def _turned(coded: Coded, pool: Pool) -> Value:
+    """Codes [directions, inputs, 4 * hidden]."""
+
+    def make() -> Value:
+        return add_initializer(home_of(coded), f"{coded.name}_q", np.ascontiguousarray(np.swapaxes(coded.codes, 1, 2)))
+
+    return pool.once((coded.name, id(coded.codes), "turned"), make)
 
 
 def _spread(coded: Coded, pool: Pool) -> tuple[Value, Value]:

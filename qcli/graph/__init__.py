@@ -13,6 +13,7 @@ from qcli.graph.edit import (
     insert_before,
     is_constant,
     make_node,
+    node_key,
     remove_node,
     replace_value,
     set_constant,
@@ -27,6 +28,7 @@ from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import raise_opset
 from qcli.graph.save import save_model
+from qcli.graph.sharing import share_between_bodies
 
 logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
 """onnx_ir logs the inference failures that qcli handles; users need not see them."""
@@ -49,6 +51,7 @@ __all__ = [
     "is_constant",
     "load_model",
     "make_node",
+    "node_key",
     "normalize_graph",
     "original_name",
     "other_floats",
@@ -57,6 +60,7 @@ __all__ = [
     "replace_value",
     "save_model",
     "set_constant",
+    "share_between_bodies",
     "share_initializer",
     "sole_consumer",
 ]

@@ -23,6 +23,11 @@ def constant_of(value: ir.Value | None) -> Array | None:
     return value.const_value.numpy()
 
 
+def node_key(node: ir.Node) -> str:
+    """What identifies a node, since its own name may be empty or repeat: the first of its outputs' names."""
+    return next((value.name for value in node.outputs if value.name), "")
+
+
 def data_consumers(value: ir.Value) -> tuple[ir.Node, ...]:
     """The nodes that read a value, each once, in a stable order."""
     return tuple(dict.fromkeys(node for node, _ in value.uses()))

@@ -11,6 +11,7 @@ from qcli.graph.functions import inline_functions
 from qcli.graph.infer import dimensions, infer_shapes
 from qcli.graph.model import Model
 from qcli.graph.names import name_nodes, name_values
+from qcli.graph.sharing import share_between_bodies
 
 
 def normalize_graph(model: Model) -> int:
@@ -23,6 +24,7 @@ def normalize_graph(model: Model) -> int:
         common.DeduplicateInitializersPass(),
     )
     changed += sum(bool(one(model.ir).modified) for one in passes)
+    changed += share_between_bodies(model)
     changed += _remove_idle_nodes(model)
     changed += bool(common.RemoveUnusedNodesPass()(model.ir).modified)
     changed += name_values(model)

@@ -29,6 +29,8 @@ def fold_affine_into(graph: Graph, layer: Node, follower: Node, factor: Array, o
     weight = constant_of(layer.inputs[1]) if layer.op_type in _FOLDERS and len(layer.inputs) > 1 else None
     if weight is None or not np.issubdtype(weight.dtype, np.floating):
         return False
+    if layer.graph is not follower.graph:
+        return False
     has_bias = len(layer.inputs) > 2 and layer.inputs[2] is not None
     bias = constant_of(layer.inputs[2]) if has_bias else np.zeros(1)
     if bias is None:

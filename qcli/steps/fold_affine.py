@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcli.graph import Model, Node, Value, constant_of, dimensions, infer_shapes, sole_consumer
+from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, infer_shapes, sole_consumer
 from qcli.steps._base import Step
 from qcli.steps._fold import fold_affine_into
 from qcli.types import Array
@@ -20,10 +20,12 @@ class FoldAffine(Step, frozen=True, kw_only=True):
 
     def run(self, model: Model) -> int:
         infer_shapes(model)
-        return sum(_fold(model, node) for node in tuple(model.graph) if node.op_type in _OPERATORS)
+        return sum(
+            _fold(graph, node) for graph in model.graphs() for node in tuple(graph) if node.op_type in _OPERATORS
+        )
 
 
-def _fold(model: Model, node: Node) -> bool:
+def _fold(graph: Graph, node: Node) -> bool:
     """Refused unless one operand is constant and varies along the channel axis (axis 1) at most."""
     for operand in (0, 1):
         source, constant = node.inputs[operand], constant_of(node.inputs[1 - operand])
@@ -34,7 +36,7 @@ def _fold(model: Model, node: Node) -> bool:
             continue
         channels = _per_channel(source, constant)
         if channels is not None and (node.op_type != "Div" or channels.all()):
-            return fold_affine_into(model.graph, layer, node, *_terms(node.op_type, operand, channels))
+            return fold_affine_into(graph, layer, node, *_terms(node.op_type, operand, channels))
     return False
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcli.graph import Model, Node, constant_of, infer_shapes, sole_consumer
+from qcli.graph import Graph, Model, Node, constant_of, infer_shapes, sole_consumer
 from qcli.steps._base import Step
 from qcli.steps._fold import fold_affine_into
 from qcli.types import Array
@@ -20,17 +20,22 @@ class FoldBatchnorm(Step, frozen=True, kw_only=True):
 
     def run(self, model: Model) -> int:
         infer_shapes(model)
-        return sum(_fold(model, node) for node in tuple(model.graph) if node.op_type == "BatchNormalization")
+        return sum(
+            _fold(graph, node)
+            for graph in model.graphs()
+            for node in tuple(graph)
+            if node.op_type == "BatchNormalization"
+        )
 
 
-def _fold(model: Model, node: Node) -> bool:
+def _fold(graph: Graph, node: Node) -> bool:
     """Refused while training, with weights that are not constant, or behind a value with other readers."""
     terms = _affine(node)
     source = node.inputs[0]
     layer = source.producer() if source is not None else None
     if terms is None or source is None or layer is None or sole_consumer(source) is not node:
         return False
-    return fold_affine_into(model.graph, layer, node, *terms)
+    return fold_affine_into(graph, layer, node, *terms)
 
 
 def _affine(node: Node) -> tuple[Array, Array] | None:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcli.graph import Graph, Model, Node, Value, add_initializer, dimensions, infer_shapes, is_constant
+from qcli.graph import (
+    Graph,
+    Model,
+    Node,
+    Value,
+    add_initializer,
+    dimensions,
+    infer_shapes,
+    is_constant,
+    share_between_bodies,
+)
 from qcli.runtime import Session
 from qcli.steps._base import Step
 
@@ -25,13 +35,14 @@ class FoldConstants(Step, frozen=True, kw_only=True):
         folded = 0
         while True:
             infer_shapes(model)
-            once = _fold_shapes(model.graph) + self._fold_computed(model)
+            once = sum(_fold_shapes(graph) + self._fold_computed(model, graph) for graph in model.graphs())
             if not once:
+                share_between_bodies(model)
                 return folded
             folded += once
 
-    def _fold_computed(self, model: Model) -> int:
-        nodes = _constant_nodes(model.graph)
+    def _fold_computed(self, model: Model, graph: Graph) -> int:
+        nodes = _constant_nodes(graph)
         wanted = [value for node in nodes for value in node.outputs if _leaves(value, set(nodes))]
         if not wanted:
             return 0
@@ -44,7 +55,7 @@ class FoldConstants(Step, frozen=True, kw_only=True):
                 continue
             name = value.name or "constant"
             value.name = f"{name}_folded"
-            value.replace_all_uses_with(add_initializer(model.graph, name, array))
+            value.replace_all_uses_with(add_initializer(graph, name, array))
             folded += 1
         model.remove_unused()
         return folded

@@ -1,0 +1,100 @@
+"""What the samples say against a plan: values that eight bits cannot hold, and branches that no sample took.
+
+A plan is made without data. Once its values are measured, those that the chosen grid would ruin are known before
+anything is written: a power spectrum in front of a logarithm, scores joined with pixel coordinates, the results of a
+branch that was never taken. The plan is then made again without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from qcli.contracts import Format
+from qcli.distribution import Distribution
+from qcli.graph import Model
+from qcli.placement import Unfit
+from qcli.plan import make_plan
+from qcli.plugins import create
+from qcli.recipe import Recipe
+from qcli.solve import SiteKey, activation_scales, measured, site_key
+from qcli.statistics import Statistics
+from qcli.types import Plan, Role, Scale
+
+_LOST = 0.75
+"""The share of values other than zero that a grid may round to zero."""
+
+_POOR_DB = 20.0
+_MUCH_DB = 12.0
+"""A joint grid is refused where it leaves less than the first ratio, and the values' own would gain the second."""
+
+_ROUNDS = 8
+
+
+def refine_plan(model: Model, recipe: Recipe, plan: Plan, statistics: Statistics) -> Plan:
+    """The plan without what its statistics speak against. `plan` was made by `make_plan` for the same model."""
+    unfit = Unfit()
+    for _ in range(_ROUNDS):
+        found = _judge(model, plan, statistics)
+        if not found.values and not found.nodes:
+            return plan
+        unfit = Unfit({**unfit.values, **found.values}, {**unfit.nodes, **found.nodes})
+        plan = make_plan(model, recipe, unfit)
+    return plan
+
+
+def _judge(model: Model, plan: Plan, statistics: Statistics) -> Unfit:
+    scales = activation_scales(model, plan, statistics)
+    values: dict[str, str] = {}
+    for entry in plan.entries:
+        if entry.site.role not in (Role.INPUT, Role.OUTPUT) or entry.site.value in values:
+            continue
+        known = measured(model, entry, statistics)
+        if known is None:
+            continue
+        if not known.counts.sum():
+            values[entry.site.value] = "no sample reached it"
+            continue
+        share = lost_share(known, scales[site_key(entry)], create("formats", entry.grid.format))
+        if share > _LOST:
+            values[entry.site.value] = f"{share:.0%} of its values would round to zero, so many magnitudes do they span"
+    return Unfit(values, dict(_ill_tied(model, plan, statistics, scales)))
+
+
+def _ill_tied(
+    model: Model, plan: Plan, statistics: Statistics, scales: dict[SiteKey, Scale]
+) -> Iterator[tuple[str, str]]:
+    """Nodes that join values of very different ranges under one scale, with the reason."""
+    entries = {entry.site.value: entry for entry in plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)}
+    for tie in plan.ties:
+        for value in tie.values[:-1]:
+            if value not in entries:
+                continue
+            entry = entries[value]
+            known = measured(model, entry, statistics)
+            if known is None or not known.counts.sum():
+                continue
+            format_ = create("formats", entry.grid.format)
+            joint = sqnr_of(known, scales[site_key(entry)], format_)
+            alone = format_.scale(create("ranges", entry.range).interval(known, entry.grid), entry.grid)
+            if joint < _POOR_DB and sqnr_of(known, alone, format_) > joint + _MUCH_DB:
+                yield tie.node, f"it joins values of very different ranges; '{value}' would keep {joint:.0f} dB"
+                break
+
+
+def lost_share(known: Distribution, scale: Scale, format_: Format) -> float:
+    """The share of the values other than zero that `scale` rounds to zero."""
+    points = known.points[0].astype(np.float32)
+    some = points != 0
+    total = known.counts[0][some].sum()
+    zero = format_.decode(format_.encode(points, scale), scale) == 0
+    return float(known.counts[0][some & zero].sum() / total) if total else 0.0
+
+
+def sqnr_of(known: Distribution, scale: Scale, format_: Format) -> float:
+    """The signal-to-noise ratio in dB that `scale` leaves of the values."""
+    points = known.points[0].astype(np.float32)
+    error = format_.decode(format_.encode(points, scale), scale).astype(np.float64) - points
+    signal, noise = (known.counts[0] * points.astype(np.float64) ** 2).sum(), (known.counts[0] * error**2).sum()
+    return float(10 * np.log10(max(signal, 1e-300) / max(noise, signal * 1e-20, 1e-300)))
