@@ -12,11 +12,12 @@ import msgspec
 from qcli.dataset import Dataset
 from qcli.dataset import Problem as SampleProblem
 from qcli.errors import QcliError
+from qcli.existing import refuse_quantized
 from qcli.gates import parse_gate
 from qcli.graph import Model, load_model
 from qcli.job import QuantizeJob
 from qcli.matching import RuleBook
-from qcli.plan import make_plan, refuse_quantized, required_opset
+from qcli.plan import make_plan, required_opset
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, SampleSource, load_recipe
 from qcli.sources import SampleStream, open_source
@@ -70,7 +71,7 @@ def check_job(job: QuantizeJob) -> Findings:
     recipe = notes.attempt("recipe", lambda: load_recipe(job.recipe, job.settings))
     if model is not None:
         found = len(notes.problems)
-        notes.attempt("model", lambda: refuse_quantized(model))
+        notes.attempt("model", lambda: None if job.requantize_rest else refuse_quantized(model))
         if len(notes.problems) == found and recipe is not None:
             _check_opset(model, recipe, notes)
             _check_plan(model, recipe, notes)

@@ -22,6 +22,9 @@ from qcli.types import Array
 _AGREES_FROM_DB = 30.0
 """The optimized and the unoptimized model agree at this ratio, however little noise quantization adds."""
 
+_NEGLIGIBLE = 1e-3
+"""Differences below this part of an output's largest value say nothing: the first samples may all be near zero."""
+
 _TOLERATED = 2.0
 """How much more error power than the model as written the optimized one may have."""
 
@@ -143,6 +146,8 @@ class OptimizationCheck:
         self._intended: dict[str, Sqnr] = {}
         self._obtained: dict[str, Sqnr] = {}
         self._max_abs = MaxAbs()
+        self._farthest: dict[str, MaxAbs] = {}
+        self._peaks: dict[str, MaxAbs] = {}
         if self._left > 0:
             try:
                 self._session = Session(compressed, threads=threads, optimize=False)
@@ -150,6 +155,9 @@ class OptimizationCheck:
                 self._failure = error.message
 
     def update(self, reference: Mapping[str, Any], result: Mapping[str, Any], sample: Sample) -> None:
+        for name, value in reference.items():
+            if is_float(value):
+                self._peaks.setdefault(name, MaxAbs()).update(value, np.zeros_like(value))
         if self._session is None:
             return
         try:
@@ -189,9 +197,12 @@ class OptimizationCheck:
                 self._intended.setdefault(name, Sqnr()).update(reference[name], value)
                 self._obtained.setdefault(name, Sqnr()).update(reference[name], result[name])
                 self._max_abs.update(value, result[name])
+                self._farthest.setdefault(name, MaxAbs()).update(value, result[name])
 
     def _agrees(self, name: str) -> bool:
         if self._between[name].value() >= _AGREES_FROM_DB:
+            return True
+        if self._farthest[name].value() <= _NEGLIGIBLE * self._peaks[name].value():
             return True
         return self._obtained[name].noise <= _TOLERATED * self._intended[name].noise
 

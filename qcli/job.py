@@ -13,7 +13,8 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     `recipe` is a preset's name or a path, `settings` are `key=value` on top of it. `calibration` and `evaluation`
     are folders of samples; they default to those of the recipe. `samples` takes that many of the calibration
     samples. `plan` and `stats` are files made earlier, used in place of planning and measuring. `random_samples`
-    calibrates on that many random inputs, for smoke tests. `threads` 0 means one for each core.
+    calibrates on that many random inputs, for smoke tests. `threads` 0 means one for each core. `requantize_rest`
+    accepts a model that is quantized in part, and quantizes only what is still float.
     """
 
     model: Path
@@ -35,4 +36,5 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     keep_failing: bool = False
     dry_run: bool = False
     depfile: Path | None = None
+    requantize_rest: bool = False
     shard: tuple[int, int] | None = None

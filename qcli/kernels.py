@@ -25,6 +25,8 @@ _INTEGER = (
     "MatMulInteger16", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention",
 )  # fmt: skip
 
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
 _INTEGER_ACCURACY_LEVEL = 4
 """MatMulNBits multiplies 8-bit integers at this accuracy_level; at others it decodes its weights to float."""
 
@@ -136,7 +138,18 @@ def _work(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
     if node.op_type not in RECURRENT:
         return max(multiply_accumulates(node, shapes), weights)
     data = shapes.get(node.inputs[0].name or "") if node.inputs[0] is not None else None
-    return weights * (data[0] * data[1] if data is not None and len(data) == 3 else 1)
+    return (weights or _recurrent_weights(node, data)) * (
+        data[0] * data[1] if data is not None and len(data) == 3 else 1
+    )
+
+
+def _recurrent_weights(node: Node, data: tuple[int, ...] | None) -> int:
+    """The weights of a recurrent layer whose matrices are computed by other nodes, from its attributes."""
+    if "hidden_size" not in node.attributes:
+        return 0
+    hidden = node.attributes["hidden_size"].as_int()
+    both = "direction" in node.attributes and node.attributes["direction"].as_string() == "bidirectional"
+    return (1 + both) * _GATES[node.op_type] * hidden * (hidden + (data[-1] if data else hidden))
 
 
 def _own_work(node: RuntimeNode, optimized: OptimizedGraph) -> int:

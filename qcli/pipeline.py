@@ -17,12 +17,13 @@ from qcli.calibrate import collect
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.errors import NothingToDoError, UsageError
+from qcli.existing import refuse_quantized
 from qcli.files import check_distinct, check_writable
 from qcli.gates import check_gates, evaluate
 from qcli.graph import Model, infer_shapes, load_model, save_model
 from qcli.job import QuantizeJob
 from qcli.latency import Effort
-from qcli.plan import check_plan, make_plan, read_plan, refuse_quantized, required_opset
+from qcli.plan import check_plan, make_plan, read_plan, required_opset
 from qcli.plugins import create
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
@@ -52,6 +53,9 @@ _STEP_SAMPLES = 32
 """Steps that measure look at this many samples, spread evenly over all."""
 
 _MOSTLY_FLOAT = 0.5
+
+_POOR_DB = 10.0
+"""Below this signal-to-noise ratio hardly any network does its work."""
 
 _MADE_UP_SAMPLES = 4
 
@@ -102,7 +106,8 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     watch.phase("prepare")
     recipe = load_recipe(job.recipe, job.settings)
     source = load_model(job.model)
-    refuse_quantized(source)
+    if not job.requantize_rest:
+        refuse_quantized(source)
     calibration = _calibration(job, recipe, source, watch)
     given = read_plan(job.plan) if job.plan is not None else None
     opset = max(required_opset(recipe), given.opset if given is not None else 0)
@@ -251,6 +256,9 @@ def _report(job: QuantizeJob, prepared: Prepared, validation: Validation, watch:
         watch.warn(warning)
     if validation.latency is not None and validation.latency.speedup < 1:
         watch.warn(f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)")
+    sqnr = validation.accuracy.sqnr
+    if sqnr is not None and sqnr < _POOR_DB:
+        watch.warn(f"the result is far from the float model ({sqnr:.1f} dB): try int8-dynamic or int8-weights")
     share = validation.kernels.integer_share
     multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
     if multiplied and share < _MOSTLY_FLOAT:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from qcli.existing import QUANTIZED_OPERATORS, touches_quantized
 from qcli.graph import (
     Graph,
     Model,
@@ -28,7 +29,9 @@ from qcli.graph import (
 from qcli.targets._support import Placement, Support
 from qcli.types import Array, KeptFloat
 
-_STRUCTURAL = ("Shape", "Cast", "Constant", "ConstantOfShape", "Range", "If", "Loop", "Scan")
+_STRUCTURAL = (
+    "Shape", "Cast", "Constant", "ConstantOfShape", "Range", "If", "Loop", "Scan", *QUANTIZED_OPERATORS,
+)  # fmt: skip
 
 
 class Target(Protocol):
@@ -126,6 +129,8 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
     if support is None:
         return target.refusal(node.op_type, node.domain)
     reason = _illegal(node, support) or refused(node)
+    if reason is None and support.placement is not Placement.ANCHOR and touches_quantized(node):
+        reason = "it stands beside what is quantized already"
     if reason is not None:
         return reason
     operands = tuple(

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from qcli.configure import convert
-from qcli.errors import NothingToDoError, UnsupportedError, UsageError
+from qcli.errors import NothingToDoError, UsageError
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
 from qcli.layers import LAYERS, bias_layer, output_channel_axis
 from qcli.matching import RuleBook
@@ -25,19 +25,13 @@ _VERSION = 1
 BIAS_GRID = Grid(format="int32", symmetric=True, granularity="channel")
 """A bias is stored as int32 with the scale s_x * s_w of the product that it is added to."""
 
-_QUANTIZED_OPERATORS = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-    "MatMulInteger", "MatMulNBits", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
-)  # fmt: skip
-
 
 def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Plan:
     """The plan for a prepared model. Needs no data; `unfit` is what samples showed to lie beyond a static grid.
 
-    Raises UnsupportedError for a model that is quantized already, UsageError for a rule of the user's that matches
-    nothing or asks for what the target cannot run, NothingToDoError if nothing can be quantized.
+    Raises UsageError for a rule of the user's that matches nothing or asks for what the target cannot run,
+    NothingToDoError if nothing can be quantized. What is quantized already stays as it is.
     """
-    refuse_quantized(model)
     infer_shapes(model)
     target = create("targets", recipe.target)
     rules = RuleBook(model, recipe)
@@ -60,14 +54,6 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
         ties=tuple(_ties(layout)),
         kept_float=kept_float,
     )
-
-
-def refuse_quantized(model: Model) -> None:
-    """Raises UnsupportedError for a model that holds quantized operators."""
-    found = sorted({node.op_type for node in model.nodes() if node.op_type in _QUANTIZED_OPERATORS})
-    if found:
-        names = ", ".join(found)
-        raise UnsupportedError(f"the model is already quantized: it has {names}", "start from the float model")
 
 
 def required_opset(recipe: Recipe) -> int:

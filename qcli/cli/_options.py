@@ -107,6 +107,12 @@ ThreadsOption = Annotated[
     int,
     typer.Option("--threads", metavar="N", min=0, help="Threads to work with; 0 means one for each core."),
 ]
+RequantizeOption = Annotated[
+    bool,
+    typer.Option(
+        "--requantize-rest", help="Accept a model that is quantized in part; quantize only what is still float."
+    ),
+]
 NoLatencyOption = Annotated[
     bool,
     typer.Option("--no-latency", help="Do not measure how fast the models are."),

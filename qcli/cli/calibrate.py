@@ -29,6 +29,7 @@ def calibrate(
         typer.Option("--plan", metavar="FILE", help="Measure what this plan needs.", show_default=False),
     ] = None,
     threads: options.ThreadsOption = 0,
+    requantize_rest: options.RequantizeOption = False,
 ) -> None:
     """Measure activations on samples, into a file."""
     from qcli.cli._tables import show_statistics
@@ -46,6 +47,7 @@ def calibrate(
         plan=plan,
         threads=threads,
         output=output,
+        requantize_rest=requantize_rest,
     )
     with screen.watching() as watch:
         header = make_statistics_file(job, watch)

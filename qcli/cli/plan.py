@@ -27,6 +27,7 @@ def plan(
         ),
     ] = None,
     calibration: options.CalibrationOption = None,
+    requantize_rest: options.RequantizeOption = False,
 ) -> None:
     """Show what would be quantized, how and why."""
     from qcli.cli._tables import show_plan
@@ -34,7 +35,12 @@ def plan(
     from qcli.stages import make_plan_file
 
     job = QuantizeJob(
-        model=model, recipe=recipe, settings=tuple(settings or ()), calibration=calibration, output=output
+        model=model,
+        recipe=recipe,
+        settings=tuple(settings or ()),
+        calibration=calibration,
+        output=output,
+        requantize_rest=requantize_rest,
     )
     with screen.watching() as watch:
         made = make_plan_file(job, watch)

@@ -56,6 +56,7 @@ def quantize(
         typer.Option("--stats", metavar="FILE", help="Use these statistics and measure none.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; write nothing.")] = False,
+    requantize_rest: options.RequantizeOption = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew what was measured before.")] = False,
     threads: options.ThreadsOption = 0,
 ) -> None:
@@ -84,6 +85,7 @@ def quantize(
         keep_failing=keep_failing,
         dry_run=dry_run,
         depfile=depfile,
+        requantize_rest=requantize_rest,
     )
     with screen.watching() as watch:
         report = work(job, watch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qcli.existing import decodes
 from qcli.graph import (
     Graph,
     Model,
@@ -72,7 +73,7 @@ def _constant_nodes(graph: Graph) -> list[Node]:
     constant: set[Value] = set()
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
-        pure = node.op_type not in _KEPT and node.domain in ("", "ai.onnx")
+        pure = node.op_type not in _KEPT and not decodes(node) and node.domain in ("", "ai.onnx")
         if pure and inputs and all(value in constant or is_constant(value) for value in inputs):
             found.append(node)
             constant.update(node.outputs)
