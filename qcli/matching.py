@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
+import msgspec
+
 from qcli.errors import UsageError, did_you_mean
 from qcli.graph import Model, Node, is_constant, node_key, original_name
 from qcli.plugins import choice_of, create
@@ -21,6 +23,7 @@ class RuleBook:
         self._rules = recipe.rules
         self._model = model
         self._by_output = {node_key(node): node for node in model.nodes()}
+        self._paths = dict(model.paths())
         self._regions = {id(sourced): _region(model, sourced) for sourced in recipe.rules}
         self._refuse_idle_rules()
 
@@ -49,13 +52,19 @@ class RuleBook:
         rounding = self._last_of(nodes, site, lambda rule: rule.rule.rounding is not None)
         encoding = self._last_of(nodes, site, lambda rule: rule.rule.encoding is not None)
         return Entry(
-            site=site,
+            site=self.placed(site),
             grid=(grid.rule.grid if grid else None) or Grid(),
             range=(span.rule.range if span else None) or "minmax",
             rounding=(rounding.rule.rounding if rounding else None) or "nearest",
             encoding=(encoding.rule.encoding if encoding else None) or "qdq",
             because=_because(grid, span),
         )
+
+    def placed(self, site: Site) -> Site:
+        """The site with the path of the body that it lies in."""
+        graph = self._node_of(site).graph
+        path = self._paths.get(graph, "") if graph is not None else ""
+        return msgspec.structs.replace(site, graph=path) if path else site
 
     def names_operator(self, entry: Entry, layer: Node) -> bool:
         """True if the rule that gives the range is about this operator in particular, not about a role."""

@@ -164,7 +164,7 @@ def _constant_entries(placed: Placed, rules: RuleBook) -> Iterator[Entry]:
     if placed.bias is not None:
         reader, operand = placed.bias
         because = "int32 with the scale of the product that it is added to"
-        site = _site(reader, operand, Role.BIAS)
+        site = rules.placed(_site(reader, operand, Role.BIAS))
         yield Entry(site=site, grid=BIAS_GRID, range="minmax", because=because)
 
 

@@ -28,11 +28,12 @@ def show_plan(plan: Plan, console: Console) -> None:
             entry.site.op,
             _grid(entry.grid),
             _spec(entry.range),
+            _spec(entry.encoding),
             entry.because,
         )
         for entry in plan.entries
     ]
-    console.print(_table(("value", "role", "operator", "grid", "range", "because"), rows))
+    console.print(_table(("value", "role", "operator", "grid", "range", "encoding", "because"), rows))
     if plan.kept_float:
         console.print("\nstays float")
         kept = [(item.name or item.node, item.op, item.reason) for item in plan.kept_float]

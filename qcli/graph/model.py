@@ -51,6 +51,10 @@ class Model:
         yield self.graph
         yield from self.graph.subgraphs()
 
+    def paths(self) -> Iterator[tuple[Graph, str]]:
+        """Each body with its path: names of nodes and attributes, as in `/if/then_branch`."""
+        yield from _bodies_below(self.graph, "")
+
     def nodes(self) -> Iterator[Node]:
         """All nodes, those inside If and Loop bodies included."""
         return iter(self.graph.all_nodes())
@@ -124,6 +128,21 @@ class Model:
     def parameter_count(self) -> int:
         values = (value for graph in self.graphs() for value in graph.initializers.values())
         return sum(value.const_value.size for value in values if value.const_value is not None)
+
+
+def _bodies_below(graph: Graph, path: str) -> Iterator[tuple[Graph, str]]:
+    for node in graph:
+        for name, attribute in node.attributes.items():
+            for body in _graphs_of(attribute):
+                inner = f"{path}/{node.name}/{name}"
+                yield body, inner
+                yield from _bodies_below(body, inner)
+
+
+def _graphs_of(attribute: ir.Attr) -> tuple[Graph, ...]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
 def _is_read(value: Value) -> bool:
