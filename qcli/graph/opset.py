@@ -24,10 +24,11 @@ def raise_opset(model: Model, version: int) -> bool:
         return False
     inline_functions(model)  # the converter passes them over
     proto = model.proto()
+    proto.ir_version = max(proto.ir_version, _WEIGHTS_ALONE)
     aside = _set_weights_aside(proto)
     try:
         converted = version_converter.convert_version(proto, version)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except (RuntimeError, ValueError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UnsupportedError(
             f"the model cannot be raised from opset {model.opset} to {version}: {reason}",
@@ -43,6 +44,9 @@ def raise_opset(model: Model, version: int) -> bool:
     model.ir = ir.from_proto(converted)
     return True
 
+
+_WEIGHTS_ALONE = 4
+"""The file version from which on weights need not be inputs; before it, the converter misses those that are none."""
 
 _RESIZE_CHANGED = 11
 """From here on Resize has modes of coordinates, whose default is not what it did before."""
