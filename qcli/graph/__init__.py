@@ -20,12 +20,12 @@ from qcli.graph.edit import (
     sole_consumer,
 )
 from qcli.graph.float32 import compute_in_float32, float32_form, other_floats
-from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes
+from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes, note_types, untyped
 from qcli.graph.load import load_model
 from qcli.graph.model import Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
-from qcli.graph.opset import raise_opset
+from qcli.graph.opset import cannot_raise, raise_opset
 from qcli.graph.save import save_model
 
 logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
@@ -37,6 +37,7 @@ __all__ = [
     "Node",
     "Value",
     "add_initializer",
+    "cannot_raise",
     "compute_in_float32",
     "concrete_shapes",
     "constant_of",
@@ -50,6 +51,7 @@ __all__ = [
     "load_model",
     "make_node",
     "normalize_graph",
+    "note_types",
     "original_name",
     "other_floats",
     "raise_opset",
@@ -59,4 +61,5 @@ __all__ = [
     "set_constant",
     "share_initializer",
     "sole_consumer",
+    "untyped",
 ]
