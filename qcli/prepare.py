@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qcli.calibrate import Samples, collect
-from qcli.errors import RuntimeFailure, UnsupportedError
-from qcli.graph import Model, float32_form, other_floats, raise_opset
+from qcli.errors import RuntimeFailure
+from qcli.graph import (
+    Model,
+    cannot_raise,
+    float32_form,
+    infer_shapes,
+    note_types,
+    other_floats,
+    raise_opset,
+    untyped,
+)
 from qcli.metrics.sqnr import Sqnr
 from qcli.plugins import choice_of, create
 from qcli.runtime import Session
@@ -45,16 +55,33 @@ def prepare(model: Model, opset: int, steps: Sequence[Spec], samples: Samples | 
     compared on zeros of the declared shapes. Raises RuntimeFailure if the model itself does not run.
     """
     model, check = _reference(model, samples, watch)
-    current = model.copy()
-    raise_opset(current, opset)
-    if not _same(current, check):
-        raise UnsupportedError(
-            f"raising the model from opset {model.opset} to {opset} changes what it computes",
-            "export it again with a newer opset",
-        )
+    current = _raised(model, opset, check)
     for spec in steps:
         current, check = _run_step(current, spec, check, samples, watch)
+    _note_types(current, check.probe)
     return current
+
+
+def _raised(model: Model, opset: int, check: _Check) -> Model:
+    current = model.copy()
+    if not raise_opset(current, opset):
+        return current
+    try:
+        same = _same(current, check)
+    except RuntimeFailure as error:
+        raise cannot_raise(model, opset, "it does not run then") from error
+    if not same:
+        raise cannot_raise(model, opset, "it computes something else then")
+    return current
+
+
+def _note_types(model: Model, probe: Feeds | None) -> None:
+    """Asks onnxruntime for the types that inference cannot tell, such as those behind a custom operator."""
+    infer_shapes(model)
+    names = untyped(model)
+    if names and probe is not None:
+        with suppress(RuntimeFailure):  # then they stay unknown, and their readers float
+            note_types(model, Session(model.serialize(extra_outputs=names)).run(probe, names))
 
 
 def _reference(model: Model, samples: Samples | None, watch: Watch) -> tuple[Model, _Check]:

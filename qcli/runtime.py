@@ -27,6 +27,9 @@ _SILENT = 4
 _CODE = re.compile(r"^\d+ : [A-Z_]+ : ")
 """How onnxruntime's messages begin, e.g. `1 : FAIL : `."""
 
+_LOCATION = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\([^()]*\)(?:::<lambda\(\)>)? (?:const )?")
+"""Where in its sources onnxruntime met the problem, with the function's signature."""
+
 _RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
     onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
@@ -137,7 +140,7 @@ def _reason(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     text = text.rsplit("Status Message: ", maxsplit=1)[-1].removeprefix("[ONNXRuntimeError] : ").strip()
-    return _CODE.sub("", text)
+    return _LOCATION.sub("", _CODE.sub("", text))
 
 
 def saturates() -> bool:

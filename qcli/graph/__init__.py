@@ -21,12 +21,12 @@ from qcli.graph.edit import (
     sole_consumer,
 )
 from qcli.graph.float32 import compute_in_float32, float32_form, other_floats
-from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes
+from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes, note_types, untyped
 from qcli.graph.load import load_model
 from qcli.graph.model import Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
-from qcli.graph.opset import raise_opset
+from qcli.graph.opset import cannot_raise, raise_opset
 from qcli.graph.save import save_model
 from qcli.graph.sharing import share_between_bodies
 
@@ -39,6 +39,7 @@ __all__ = [
     "Node",
     "Value",
     "add_initializer",
+    "cannot_raise",
     "compute_in_float32",
     "concrete_shapes",
     "constant_of",
@@ -53,6 +54,7 @@ __all__ = [
     "make_node",
     "node_key",
     "normalize_graph",
+    "note_types",
     "original_name",
     "other_floats",
     "raise_opset",
@@ -63,4 +65,5 @@ __all__ = [
     "share_between_bodies",
     "share_initializer",
     "sole_consumer",
+    "untyped",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -48,6 +48,26 @@ _NO_TENSORS = (
     "Optional",
 )  # fmt: skip
 _PASSING = ("Identity", "If", "Loop", "Scan")
+
+
+def untyped(model: Model) -> tuple[str, ...]:
+    """The values of the main graph whose type no inference knows."""
+    values = (value for node in model.graph for value in node.outputs)
+    return tuple(value.name for value in values if value.type is None and value.name)
+
+
+def note_types(model: Model, arrays: Mapping[str, Any]) -> None:
+    """Notes types and ranks that were seen in a run, and what follows from them; sequences stay untyped."""
+    for node in model.graph:
+        for value in node.outputs:
+            found = arrays.get(value.name or "")
+            if value.type is None and isinstance(found, np.ndarray) and found.dtype.kind in _NUMERIC:
+                value.type = ir.TensorType(ir.DataType.from_numpy(found.dtype))
+                value.shape = value.shape or ir.Shape([None] * found.ndim)
+    infer_shapes(model)
+
+
+_NUMERIC = "biuf"
 
 
 def concrete_shapes(model: Model, feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from qcli.errors import InputError, UnsupportedError
 from qcli.graph.model import Model
+from qcli.graph.sparse import densify
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -27,6 +28,7 @@ def load_model(path: Path) -> Model:
     content = _read(path)
     proto = _parse(path, content)
     _free_negative_dimensions(proto.graph)
+    densify(path, proto)
     external = tuple(_external_files(path, proto))
     _embed(path, proto)
     _refuse_what_would_be_lost(path, proto)
@@ -86,8 +88,6 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 def _refuse_what_would_be_lost(path: Path, proto: onnx.ModelProto) -> None:
-    if proto.graph.sparse_initializer:
-        raise UnsupportedError(f"model '{path}' has sparse initializers", "store the weights dense")
     if proto.training_info:
         raise UnsupportedError(f"model '{path}' carries training information", "export it for inference")
 

@@ -18,7 +18,8 @@ Graph = ir.Graph
 Node = ir.Node
 Value = ir.Value
 
-_DEFAULT_DOMAINS = ("", "ai.onnx")
+STANDARD = ("", "ai.onnx")
+"""The names of the standard operators' domain."""
 
 
 class Model:
@@ -36,7 +37,7 @@ class Model:
     @property
     def opset(self) -> int:
         """The version of the standard operator set."""
-        versions = [self.ir.opset_imports[name] for name in _DEFAULT_DOMAINS if name in self.ir.opset_imports]
+        versions = [self.ir.opset_imports[name] for name in STANDARD if name in self.ir.opset_imports]
         return versions[0] if versions else 1
 
     def inputs(self) -> tuple[InputSpec, ...]:

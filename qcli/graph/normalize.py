@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 from qcli.graph.edit import add_initializer, constant_of
 from qcli.graph.functions import inline_functions
 from qcli.graph.infer import dimensions, infer_shapes
-from qcli.graph.model import Model
+from qcli.graph.model import STANDARD, Model
 from qcli.graph.names import name_nodes, name_values
 from qcli.graph.sharing import share_between_bodies
 
@@ -70,7 +70,7 @@ def _remove_idle_nodes(model: Model) -> int:
 
 def _is_idle(node: ir.Node) -> bool:
     """True for a node whose first output is its first input and whose other results nobody reads."""
-    if node.domain not in ("", "ai.onnx") or any(output.is_graph_output() for output in node.outputs):
+    if node.domain not in STANDARD or any(output.is_graph_output() for output in node.outputs):
         return False
     if node.op_type == "Dropout":
         return not _may_train(node) and not any(output.uses() for output in node.outputs[1:])

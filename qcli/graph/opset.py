@@ -8,7 +8,7 @@ from onnx import version_converter
 
 from qcli.errors import UnsupportedError
 from qcli.graph.functions import inline_functions
-from qcli.graph.model import Model
+from qcli.graph.model import STANDARD, Model
 
 _SMALL_BYTES = 1024
 """Constants up to this size travel with the graph, since the converter reads shapes, axes and bounds from them."""
@@ -22,17 +22,17 @@ def raise_opset(model: Model, version: int) -> bool:
     """
     if model.opset >= version:
         return False
+    if not any(node.domain in STANDARD for node in model.nodes()):
+        model.ir.opset_imports[""] = version  # nothing to convert, e.g. in a model of ai.onnx.ml alone
+        return True
     inline_functions(model)  # the converter passes them over
     proto = model.proto()
+    proto.ir_version = max(proto.ir_version, _WEIGHTS_ALONE)
     aside = _set_weights_aside(proto)
     try:
         converted = version_converter.convert_version(proto, version)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UnsupportedError(
-            f"the model cannot be raised from opset {model.opset} to {version}: {reason}",
-            "export the model again with a newer opset",
-        ) from error
+    except (RuntimeError, ValueError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
+        raise cannot_raise(model, version, str(error).strip().splitlines()[-1]) from error
     kept = [value for value in converted.graph.input if value.name not in aside]
     del converted.graph.input[:]
     converted.graph.input.extend(kept)
@@ -43,6 +43,34 @@ def raise_opset(model: Model, version: int) -> bool:
     model.ir = ir.from_proto(converted)
     return True
 
+
+def cannot_raise(model: Model, version: int, reason: str) -> UnsupportedError:
+    """The error for a model that does not survive the conversion; names the operators that stand in the way."""
+    changed = sorted({node.op_type for node in model.nodes() if _differs(node, model.opset, version)})
+    named = f"{', '.join(changed[:_NAMED])} changed in between" if changed else "its operators are the same in both"
+    return UnsupportedError(
+        f"the model cannot be raised from opset {model.opset} to {version}: {reason} ({named})",
+        "export the model again with a newer opset",
+    )
+
+
+_NAMED = 5
+"""Operators named in a message."""
+
+
+def _differs(node: ir.Node, old: int, new: int) -> bool:
+    """True if the operator is defined otherwise in the newer operator set, or not at all in the older."""
+    if node.domain not in STANDARD:
+        return False
+    try:
+        versions = [onnx.defs.get_schema(node.op_type, version, "").since_version for version in (old, new)]
+    except onnx.defs.SchemaError:
+        return True
+    return versions[0] != versions[1]
+
+
+_WEIGHTS_ALONE = 4
+"""The file version from which on weights need not be inputs; before it, the converter misses those that are none."""
 
 _RESIZE_CHANGED = 11
 """From here on Resize has modes of coordinates, whose default is not what it did before."""

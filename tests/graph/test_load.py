@@ -186,15 +186,6 @@ def test_external_data_in_a_constant_of_a_body_is_confined_too(tmp_path: Path) -
         load_model(saved(helper.make_model(graph), tmp_path / "inner" / "model.onnx"))
 
 
-def test_sparse_initializers_are_refused_not_lost(tmp_path: Path) -> None:
-    proto = dense_net()
-    values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
-    indices = numpy_helper.from_array(np.zeros(1, np.int64), "sparse_indices")
-    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
-    with pytest.raises(UnsupportedError, match="sparse"):
-        load_model(saved(proto, tmp_path / "model.onnx"))
-
-
 def test_training_information_is_refused_not_lost(tmp_path: Path) -> None:
     proto = dense_net()
     proto.training_info.add()
