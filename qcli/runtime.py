@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qcli.errors import RuntimeFailure
+from qcli.errors import ResourceError, RuntimeFailure
 from qcli.types import Array
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -26,6 +26,8 @@ _SILENT = 4
 
 _CODE = re.compile(r"^\d+ : [A-Z_]+ : ")
 """How onnxruntime's messages begin, e.g. `1 : FAIL : `."""
+
+_NO_MEMORY = ("bad allocation", "bad_alloc", "failed to allocate memory")
 
 _RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
@@ -73,6 +75,7 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except _RUNTIME_ERRORS as error:
+            _refuse_lack_of_memory(error)
             hint = "run 'qcli doctor' to see this onnxruntime's version"
             raise RuntimeFailure(f"onnxruntime cannot load the model: {_reason(error)}", hint) from error
 
@@ -90,6 +93,7 @@ class Session:
         try:
             values = self._run(names, {name: _feed(value) for name, value in feeds.items()}, options)
         except _RUNTIME_ERRORS as error:
+            _refuse_lack_of_memory(error)
             hint = "compare the inputs with what 'qcli inspect' shows"
             raise RuntimeFailure(f"onnxruntime cannot run the model: {_reason(error)}", hint) from error
         return dict(zip(names, values, strict=True))
@@ -130,6 +134,13 @@ def _array(value: Any) -> Any:
 
 def runtime_version() -> str:
     return str(onnxruntime.__version__)
+
+
+def _refuse_lack_of_memory(error: BaseException) -> None:
+    text = str(error).lower()
+    if any(words in text for words in _NO_MEMORY):
+        hint = "use fewer --threads, smaller samples or a machine with more memory"
+        raise ResourceError("out of memory in onnxruntime", hint) from error
 
 
 def _reason(error: BaseException) -> str:

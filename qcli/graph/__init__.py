@@ -5,6 +5,7 @@
 
 import logging
 
+from qcli.graph.bounds import check_sizes
 from qcli.graph.edit import (
     add_initializer,
     constant_of,
@@ -39,6 +40,7 @@ __all__ = [
     "Node",
     "Value",
     "add_initializer",
+    "check_sizes",
     "compute_in_float32",
     "concrete_shapes",
     "constant_of",

@@ -27,8 +27,8 @@ def raise_opset(model: Model, version: int) -> bool:
     aside = _set_weights_aside(proto)
     try:
         converted = version_converter.convert_version(proto, version)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = (str(error).strip().splitlines() or ["it gives no reason"])[-1]
         raise UnsupportedError(
             f"the model cannot be raised from opset {model.opset} to {version}: {reason}",
             "export the model again with a newer opset",
