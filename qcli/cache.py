@@ -37,11 +37,11 @@ def cache_key(prepared_sha256: str, samples_sha256: str, preprocess: object, req
 
 
 def find_statistics(key: str) -> Statistics | None:
-    """What was measured before, or None. A damaged file counts as none."""
+    """What was measured before, or None. A damaged or unreadable file counts as none."""
     path = cache_folder() / f"{key}.npz"
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():  # raises for a folder that may not be entered
+            return None
         found = load_statistics(path)
         path.touch()
     except (QcliError, OSError):

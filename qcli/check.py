@@ -14,7 +14,7 @@ from qcli.dataset import Problem as SampleProblem
 from qcli.errors import QcliError
 from qcli.existing import refuse_quantized
 from qcli.gates import parse_gate
-from qcli.graph import Model, load_model
+from qcli.graph import Model, check_sizes, load_model
 from qcli.job import QuantizeJob
 from qcli.matching import RuleBook
 from qcli.plan import make_plan, required_opset
@@ -72,6 +72,7 @@ def check_job(job: QuantizeJob) -> Findings:
     if model is not None:
         found = len(notes.problems)
         notes.attempt("model", lambda: None if job.requantize_rest else refuse_quantized(model))
+        notes.attempt("model", lambda: check_sizes(model))
         if len(notes.problems) == found and recipe is not None:
             _check_opset(model, recipe, notes)
             _check_plan(model, recipe, notes)

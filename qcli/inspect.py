@@ -11,7 +11,7 @@ import msgspec
 
 from qcli.contracts import InputSpec
 from qcli.errors import RuntimeFailure, UnsupportedError
-from qcli.graph import Model, concrete_shapes, load_model
+from qcli.graph import Model, check_sizes, concrete_shapes, load_model
 from qcli.kernels import read_kernels
 from qcli.latency import made_up_feeds
 from qcli.layers import LAYERS, multiply_accumulates
@@ -56,6 +56,7 @@ class Inspection(Noun, frozen=True, kw_only=True):
 def inspect_model(path: Path) -> Inspection:
     """Looks at a model without changing it. Raises InputError for what is no model."""
     model = load_model(path)
+    check_sizes(model)
     facts = file_facts(path, model)
     operators = Counter(node.op_type for node in model.nodes())
     weights = _weight_bytes(model)
@@ -96,7 +97,7 @@ def _constants(model: Model) -> Iterator[Any]:
 
 def _feeds(model: Model) -> dict[str, Array] | None:
     """One sample of noise, or None if an input's rank or type is not known."""
-    if any(spec.shape is None or spec.dtype == "object" for spec in model.inputs()):
+    if any(spec.shape is None or spec.dtype == "string" for spec in model.inputs()):
         return None
     return made_up_feeds(model.inputs())
 

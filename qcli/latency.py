@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from qcli.contracts import InputSpec
-from qcli.errors import InputError, UsageError
-from qcli.graph import load_model
+from qcli.errors import InputError, UnsupportedError, UsageError
+from qcli.graph import check_sizes, load_model
 from qcli.report import model_bytes
 from qcli.runtime import Session
 from qcli.types import Array, Noun
@@ -122,7 +122,10 @@ def bench(
     """
     if not models:
         raise UsageError("there is no model to measure", "name one or more .onnx files")
-    inputs = [load_model(path).inputs() for path in models]
+    loaded = [load_model(path) for path in models]
+    for model in loaded:
+        check_sizes(model)
+    inputs = [model.inputs() for model in loaded]
     _check_same_inputs(models, inputs)
     given = list(feeds) or [made_up_feeds(inputs[0])]
     latency = measure([Session(path, threads=threads, spin=False) for path in models], given, threads, effort)
@@ -153,6 +156,8 @@ def made_up_feeds(inputs: Sequence[InputSpec]) -> dict[str, Array]:
     generator = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
     for spec in inputs:
+        if spec.dtype == "string":
+            raise UnsupportedError(f"input '{spec.name}' takes text, which qcli does not invent", "name real samples")
         shape = tuple(size or 1 for size in spec.shape or ())
         dtype = np.dtype(spec.dtype)
         noise = generator.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)

@@ -20,7 +20,7 @@ from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.files import check_distinct, check_writable
 from qcli.gates import check_gates, evaluate
-from qcli.graph import Model, infer_shapes, load_model, save_model
+from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
 from qcli.job import QuantizeJob
 from qcli.latency import Effort
 from qcli.plan import check_plan, make_plan, read_plan, required_opset
@@ -108,6 +108,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     source = load_model(job.model)
     if not job.requantize_rest:
         refuse_quantized(source)
+    check_sizes(source)
     calibration = _calibration(job, recipe, source, watch)
     given = read_plan(job.plan) if job.plan is not None else None
     opset = max(required_opset(recipe), given.opset if given is not None else 0)

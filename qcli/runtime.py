@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qcli.errors import RuntimeFailure
+from qcli.errors import ResourceError, RuntimeFailure
 from qcli.types import Array
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -29,6 +29,8 @@ _CODE = re.compile(r"^\d+ : [A-Z_]+ : ")
 
 _LOCATION = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\([^()]*\)(?:::<lambda\(\)>)? (?:const )?")
 """Where in its sources onnxruntime met the problem, with the function's signature."""
+
+_NO_MEMORY = ("bad allocation", "bad_alloc", "failed to allocate memory")
 
 _RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
@@ -76,6 +78,7 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except _RUNTIME_ERRORS as error:
+            _refuse_lack_of_memory(error)
             hint = "run 'qcli doctor' to see this onnxruntime's version"
             raise RuntimeFailure(f"onnxruntime cannot load the model: {_reason(error)}", hint) from error
 
@@ -93,6 +96,7 @@ class Session:
         try:
             values = self._run(names, {name: _feed(value) for name, value in feeds.items()}, options)
         except _RUNTIME_ERRORS as error:
+            _refuse_lack_of_memory(error)
             hint = "compare the inputs with what 'qcli inspect' shows"
             raise RuntimeFailure(f"onnxruntime cannot run the model: {_reason(error)}", hint) from error
         return dict(zip(names, values, strict=True))
@@ -133,6 +137,13 @@ def _array(value: Any) -> Any:
 
 def runtime_version() -> str:
     return str(onnxruntime.__version__)
+
+
+def _refuse_lack_of_memory(error: BaseException) -> None:
+    text = str(error).lower()
+    if any(words in text for words in _NO_MEMORY):
+        hint = "use fewer --threads, smaller samples or a machine with more memory"
+        raise ResourceError("out of memory in onnxruntime", hint) from error
 
 
 def _reason(error: BaseException) -> str:

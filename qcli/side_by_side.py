@@ -11,7 +11,7 @@ from qcli.dataset import Sample
 from qcli.errors import NothingToDoError
 from qcli.files import check_writable
 from qcli.gates import check_gates, evaluate
-from qcli.graph import Model, load_model
+from qcli.graph import Model, check_sizes, load_model
 from qcli.latency import Effort
 from qcli.recipe import Recipe, load_recipe
 from qcli.render import report_writer, write_report
@@ -62,6 +62,8 @@ def compare_models(job: CompareJob, watch: Watch | None = None) -> Report:
     gates = check_gates((*recipe.gates, *job.gates), lacking=() if job.latency else ("latency",))
     watch.phase("prepare")
     models = load_model(job.float_model), load_model(job.compressed)
+    for model in models:
+        check_sizes(model)
     samples = _samples(job, recipe, models[0])
     watch.phase("validate")
     validation = validate(

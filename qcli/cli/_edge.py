@@ -24,7 +24,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived: unwinds everything, as no `except Exception` holds it."""
+    """SIGINT, SIGTERM or SIGHUP arrived: unwinds everything, as no `except Exception` holds it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -112,11 +112,15 @@ def _(error: OSError) -> Fault:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM unwind the work, once; further ones do not disturb the tidying up."""
+    """SIGINT, SIGTERM and SIGHUP unwind the work, once; further ones do not disturb the tidying up.
+
+    One that is ignored stays so: `nohup` means what it says.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    named = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]  # Windows lacks the last
+    numbers = [number for number in named if number is not None and signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.getsignal(number) for number in numbers]
 
     def interrupt(number: int, _frame: FrameType | None) -> None:

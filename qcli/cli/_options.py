@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,17 @@ import typer
 
 from qcli.errors import UsageError
 
+_MOST_THREADS = 1024
+_MOST_SAMPLES = 1_000_000_000
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
     """`3/8` as (3, 8)."""
     if text is None:
         return None
     index, slash, count = text.partition("/")
-    if not slash or not index.isdecimal() or not count.isdecimal():
+    if not slash or not (_NUMBER.fullmatch(index) and _NUMBER.fullmatch(count)):
         raise UsageError(f"--shard '{text}' is not i/n", "for example --shard 1/4")
     return int(index), int(count)
 
@@ -72,6 +77,7 @@ RandomSamplesOption = Annotated[
         "--random-samples",
         metavar="N",
         min=1,
+        max=_MOST_SAMPLES,
         help="Calibrate on N random inputs: for smoke tests, not for results.",
         show_default=False,
     ),
@@ -105,7 +111,9 @@ ReportOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int,
-    typer.Option("--threads", metavar="N", min=0, help="Threads to work with; 0 means one for each core."),
+    typer.Option(
+        "--threads", metavar="N", min=0, max=_MOST_THREADS, help="Threads to work with; 0 means one for each core."
+    ),
 ]
 RequantizeOption = Annotated[
     bool,

@@ -15,7 +15,9 @@ def bench(
     models: Annotated[
         list[Path], typer.Argument(metavar="MODEL…", help="The first is what the others are compared with.")
     ],
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads inside an operator.")] = 1,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=1, max=1024, help="Threads inside an operator.")
+    ] = 1,
 ) -> None:
     """Measure the latency of models side by side."""
     from qcli.cli._tables import show_bench

@@ -5,6 +5,7 @@
 
 import logging
 
+from qcli.graph.bounds import check_sizes
 from qcli.graph.edit import (
     add_initializer,
     constant_of,
@@ -40,6 +41,7 @@ __all__ = [
     "Value",
     "add_initializer",
     "cannot_raise",
+    "check_sizes",
     "compute_in_float32",
     "concrete_shapes",
     "constant_of",

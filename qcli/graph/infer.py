@@ -22,10 +22,13 @@ def dimensions(value: ir.Value) -> tuple[int | None, ...] | None:
     return tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
 
 
-def infer_shapes(model: Model) -> None:
-    """Fills in the types and shapes of intermediate values, in place. Nothing else changes, not even an order."""
+def infer_shapes(model: Model, *, follow_data: bool = True) -> None:
+    """Fills in the types and shapes of intermediate values, in place. Nothing else changes, not even an order.
+
+    `follow_data` also computes shapes that the graph computes, which takes time for long vectors of constants.
+    """
     order = tuple(model.graph.initializers)
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model.ir)
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=follow_data)(model.ir)
     _forget_sequences(model)
     for name in order:  # the pass takes large weights out and puts them back at the end
         model.graph.initializers[name] = model.graph.initializers.pop(name)

@@ -13,8 +13,12 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import TopologicalSortPass
 
 from qcli.errors import InputError, UnsupportedError
+from qcli.graph.bounds import check_claims
 from qcli.graph.model import Model
 from qcli.graph.sparse import densify
+
+_MOST_DIGITS = 20
+"""Of an offset or a length; Python refuses to read numbers of thousands of digits."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -27,6 +31,7 @@ def load_model(path: Path) -> Model:
     """
     content = _read(path)
     proto = _parse(path, content)
+    check_claims(path, proto)
     _free_negative_dimensions(proto.graph)
     densify(path, proto)
     external = tuple(_external_files(path, proto))
@@ -54,7 +59,7 @@ def _parse(path: Path, content: bytes) -> onnx.ModelProto:
     try:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(content)
     except DecodeError as error:
-        problem = f"model '{path}' is not an ONNX file, or is cut short"
+        problem = f"model '{path}' is not an ONNX file, is cut short, or nests too deeply"
         raise InputError(problem, "export or download it again") from error
     if not proto.HasField("graph") or not proto.graph.output:
         raise InputError(f"model '{path}' holds no graph with outputs", "export or download it again")
@@ -122,7 +127,7 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
 
 def _number(path: Path, tensor: onnx.TensorProto, fields: dict[str, str], key: str) -> int:
     text = fields.get(key, "0")
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
         raise InputError(f"model '{path}': external {key} '{text}' of '{tensor.name}' is no number", "export it again")
     return int(text)
 

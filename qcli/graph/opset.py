@@ -14,6 +14,15 @@ _SMALL_BYTES = 1024
 """Constants up to this size travel with the graph, since the converter reads shapes, axes and bounds from them."""
 
 
+_FAILURES = (
+    RuntimeError,
+    ValueError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    version_converter.ConvertError,
+)
+
+
 def raise_opset(model: Model, version: int) -> bool:
     """Converts a model to at least `version`, in place; False if it was there already.
 
@@ -31,8 +40,9 @@ def raise_opset(model: Model, version: int) -> bool:
     aside = _set_weights_aside(proto)
     try:
         converted = version_converter.convert_version(proto, version)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
-        raise cannot_raise(model, version, str(error).strip().splitlines()[-1]) from error
+    except _FAILURES as error:
+        reason = (str(error).strip().splitlines() or ["it gives no reason"])[-1]
+        raise cannot_raise(model, version, reason) from error
     kept = [value for value in converted.graph.input if value.name not in aside]
     del converted.graph.input[:]
     converted.graph.input.extend(kept)

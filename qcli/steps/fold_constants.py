@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from qcli.existing import decodes
@@ -20,6 +22,12 @@ from qcli.runtime import Session
 from qcli.steps._base import Step
 
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+_GROWING = ("ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad", "OneHot")
+"""How large their results are depends on the elements of an input."""
+
+_MOST_ELEMENTS = 1 << 28
+"""Of a constant that is computed at all."""
+
 _KEPT = (*_RANDOM, "If", "Loop", "Scan", "SequenceMap", "DequantizeLinear", "QuantizeLinear")
 
 
@@ -75,9 +83,19 @@ def _constant_nodes(graph: Graph) -> list[Node]:
         inputs = [value for value in node.inputs if value is not None]
         pure = node.op_type not in _KEPT and not decodes(node) and node.domain in ("", "ai.onnx")
         if pure and inputs and all(value in constant or is_constant(value) for value in inputs):
+            if any(_may_fill_memory(node, value) for value in node.outputs):
+                continue
             found.append(node)
             constant.update(node.outputs)
     return found
+
+
+def _may_fill_memory(node: Node, value: Value) -> bool:
+    """What decides over an unknown size is folded first, and the size is known in the next round."""
+    known = dimensions(value)
+    if known is None or None in known:
+        return node.op_type in _GROWING
+    return prod(size for size in known if size is not None) > _MOST_ELEMENTS
 
 
 def _leaves(value: Value, nodes: set[Node]) -> bool:
