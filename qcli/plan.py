@@ -16,11 +16,12 @@ from qcli.matching import RuleBook
 from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
-from qcli.stored import described, store_weights
-from qcli.types import Entry, Grid, Plan, Role, Rule, Site, Spec, Tie
+from qcli.stored import Stored, described, store_weights
+from qcli.types import Entry, Grid, KeptFloat, Plan, Role, Rule, Site, Spec, Tie
 from qcli.yaml_file import read_yaml, write_yaml
 
 _VERSION = 1
+_LISTED = 3
 
 BIAS_GRID = Grid(format="int32", symmetric=True, granularity="channel")
 """A bias is stored as int32 with the scale s_x * s_w of the product that it is added to."""
@@ -42,9 +43,7 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
     dynamic = {entry.site.node for entry in stored.entries if choice_of(entry.encoding).name == "dynamic"}
     kept_float = tuple(described(kept, stored) for kept in layout.kept if kept.node not in dynamic)
     if not entries:
-        layers_first = sorted(kept_float, key=lambda kept: kept.op not in LAYERS)
-        reasons = tuple(dict.fromkeys(kept.reason for kept in layers_first))
-        raise NothingToDoError("nothing in this model can be quantized", "; ".join(reasons[:3]) or "it has no weights")
+        raise NothingToDoError("nothing in this model can be quantized", _why_nothing(kept_float, stored))
     _check_formats(entries, target, recipe.target)
     return Plan(
         model_sha256=model.sha256,
@@ -54,6 +53,16 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
         ties=tuple(_ties(layout)),
         kept_float=kept_float,
     )
+
+
+def _why_nothing(kept_float: tuple[KeptFloat, ...], stored: Stored) -> str:
+    """The reasons of the nodes that have weights, since only they could gain anything."""
+    weighted = [kept for kept in kept_float if kept.node in stored.reasons or kept.op in LAYERS]
+    if not weighted:
+        return "no operator of it has float weights"
+    reasons = dict.fromkeys(f"{kept.op} '{kept.name or kept.node}': {kept.reason}" for kept in weighted)
+    listed = tuple(reasons)[:_LISTED]
+    return "; ".join(listed) + (f"; and {len(reasons) - len(listed)} more" if len(reasons) > len(listed) else "")
 
 
 def required_opset(recipe: Recipe) -> int:
