@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from qcli.contracts import InputSpec
 from qcli.errors import RuntimeFailure, UnsupportedError
 from qcli.graph import Model, check_sizes, concrete_shapes, load_model
-from qcli.kernels import read_kernels
+from qcli.kernels import read_kernels, work_of
 from qcli.latency import made_up_feeds
-from qcli.layers import LAYERS, multiply_accumulates
+from qcli.layers import LAYERS, RECURRENT, multiply_accumulates
 from qcli.report import FileFacts, file_facts
 from qcli.types import Array, Noun
 
@@ -80,19 +79,10 @@ def inspect_model(path: Path) -> Inspection:
 def _weight_bytes(model: Model) -> dict[str, int]:
     """Bytes of the constants by dtype, the largest part first."""
     sizes: Counter[str] = Counter()
-    for tensor in _constants(model):
+    for tensor in model.constants():
         name = "string" if tensor.dtype.name == "STRING" else tensor.dtype.numpy().name
         sizes[name] += tensor.nbytes
     return dict(sizes.most_common())
-
-
-def _constants(model: Model) -> Iterator[Any]:
-    """The tensors of initializers and of Constant nodes, bodies of If and Loop included."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
-    for node in model.nodes():
-        if node.op_type == "Constant" and "value" in node.attributes:
-            yield node.attributes["value"].as_tensor()
 
 
 def _feeds(model: Model) -> dict[str, Array] | None:
@@ -103,11 +93,15 @@ def _feeds(model: Model) -> dict[str, Array] | None:
 
 
 def _work(model: Model, feeds: Mapping[str, Array]) -> int | None:
-    """Multiply-accumulates of the main graph's layers; None if the shapes of one are unknown."""
+    """Multiply-accumulates of all layers; None if the shapes of one in the main graph are unknown.
+
+    Layers in bodies count one multiply-accumulate for each of their weights, since no sample is run.
+    """
     shapes = concrete_shapes(model, feeds)
-    layers = [node for node in model.graph if node.op_type in LAYERS]
-    work = [multiply_accumulates(node, shapes) for node in layers]
-    return sum(work) if all(work) else None
+    layers = [node for node in model.nodes() if node.op_type in (*LAYERS, *RECURRENT)]
+    outside = [node for node in layers if node.op_type in LAYERS and node.graph is model.graph]
+    known = all(multiply_accumulates(node, shapes) for node in outside)
+    return sum(work_of(node, shapes) for node in layers) if known else None
 
 
 def _kernels(path: Path, model: Model, feeds: Mapping[str, Array] | None) -> tuple[KernelCounts | None, str]:

@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 
 from qcli.graph import Model, Node, concrete_shapes, normalize_graph, original_name
 from qcli.graph.optimized import OptimizedGraph, RuntimeNode, read_optimized
-from qcli.layers import multiply_accumulates
+from qcli.layers import RECURRENT, multiply_accumulates
 from qcli.runtime import Session
-from qcli.tracing import FAMILY_OF, RECURRENT, match_nodes, running_weight, weight_shapes
+from qcli.tracing import FAMILY_OF, match_nodes, running_weight, weight_shapes
 from qcli.types import Array, Noun
 
 _INTEGER = (
@@ -82,7 +82,7 @@ def count_kernels(optimized: OptimizedGraph, float_model: Model, feeds: Mapping[
     matches = match_nodes(running, float_model, optimized)
     integer = sum(is_integer(node) for node in running)
     shapes = concrete_shapes(float_model, feeds)
-    work = {node: _work(node, shapes) for node in matches.pairs}
+    work = {node: work_of(node, shapes) for node in matches.pairs}
     total = sum(work.values())
     covered = sum(work[node] for node, found in matches.pairs.items() if _all_integer(found))
     unknown = sum(work[node] for node, found in matches.pairs.items() if not found)
@@ -132,7 +132,7 @@ def _stayed_float(pairs: dict[Node, list[RuntimeNode]], work: dict[Node, int]) -
         )
 
 
-def _work(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
+def work_of(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
     """Multiply-accumulates of a node of the float model; at least one for each of its weights."""
     weights = sum(prod(shape) for shape in weight_shapes(node))
     if node.op_type not in RECURRENT:

@@ -16,8 +16,7 @@ from math import prod
 
 from qcli.graph import Model, Node, is_constant
 from qcli.graph.optimized import OptimizedGraph, RuntimeNode
-
-RECURRENT = ("LSTM", "GRU", "RNN")
+from qcli.layers import RECURRENT
 
 _FAMILIES = {
     "conv": (

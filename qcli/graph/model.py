@@ -127,8 +127,15 @@ class Model:
         return sum(1 for _ in self.nodes())
 
     def parameter_count(self) -> int:
-        values = (value for graph in self.graphs() for value in graph.initializers.values())
-        return sum(value.const_value.size for value in values if value.const_value is not None)
+        return sum(int(tensor.size) for tensor in self.constants())
+
+    def constants(self) -> Iterator[ir.TensorProtocol]:
+        """The tensors of initializers and of Constant nodes, bodies included."""
+        for graph in self.graphs():
+            yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+        for node in self.nodes():
+            if node.op_type == "Constant" and "value" in node.attributes:
+                yield node.attributes["value"].as_tensor()
 
 
 def _bodies_below(graph: Graph, path: str) -> Iterator[tuple[Graph, str]]:
