@@ -97,9 +97,11 @@ def _work(model: Model, feeds: Mapping[str, Array]) -> int | None:
 
     Layers in bodies count one multiply-accumulate for each of their weights, since no sample is run.
     """
-    shapes = concrete_shapes(model, feeds)
-    layers = [node for node in model.nodes() if node.op_type in (*LAYERS, *RECURRENT)]
-    outside = [node for node in layers if node.op_type in LAYERS and node.graph is model.graph]
+    normal = model.copy()
+    normalize_graph(normal)  # so that weights in Constant nodes count too
+    shapes = concrete_shapes(normal, feeds)
+    layers = [node for node in normal.nodes() if node.op_type in (*LAYERS, *RECURRENT)]
+    outside = [node for node in layers if node.op_type in LAYERS and node.graph is normal.graph]
     known = all(multiply_accumulates(node, shapes) for node in outside)
     return sum(work_of(node, shapes) for node in layers) if known else None
 
