@@ -10,7 +10,7 @@ import msgspec
 
 from qcli.contracts import InputSpec
 from qcli.errors import RuntimeFailure, UnsupportedError
-from qcli.graph import Model, check_sizes, concrete_shapes, load_model
+from qcli.graph import Model, check_sizes, concrete_shapes, load_model, normalize_graph
 from qcli.kernels import read_kernels, work_of
 from qcli.latency import made_up_feeds
 from qcli.layers import LAYERS, RECURRENT, multiply_accumulates
