@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name
 from qcli.layers import weight_operands
@@ -59,6 +60,9 @@ def _entries(
         array = constant_of(value)
         if value is None or array is None or array.dtype.name != "float32":
             reasons[node_key(node)] = "its weight is not float32"
+            continue
+        if not np.isfinite(array).all():
+            reasons[node_key(node)] = "its weight holds Inf or NaN"
             continue
         entry = rules.entry(_site(node, operand, value))
         entry = _encoded(entry, node, [other for other, _ in operands])
@@ -143,8 +147,9 @@ def described(kept: KeptFloat, stored: Stored) -> KeptFloat:
     formats = [entry.grid.format for entry in stored.entries if entry.site.node == kept.node]
     if formats:
         return msgspec.structs.replace(kept, reason=f"{kept.reason}; its weight is stored as {formats[0]}")
-    reason = stored.reasons.get(kept.node)
-    return msgspec.structs.replace(kept, reason=f"{kept.reason}; {reason}") if reason else kept
+    reason = stored.reasons.get(kept.node, "")
+    said = reason in kept.reason  # a rule without a role keeps node and weight float
+    return kept if said else msgspec.structs.replace(kept, reason=f"{kept.reason}; {reason}")
 
 
 def _site(node: Node, operand: int, value: Value) -> Site:

@@ -91,12 +91,15 @@ def test_scales_lie_along_the_output_channels(kind: str) -> None:
             np.testing.assert_allclose(other, one, atol=np.abs(one).max() * 0.15)
 
 
-def test_a_transposed_convolution_stays_float_and_right() -> None:
+def test_a_transposed_convolution_stays_float_and_right_and_its_weight_is_stored_as_codes() -> None:
     weights = {"w": normal(0, 4, 3, 1, 1), "t": normal(1, 4, 6, 2, 2)}
     nodes = [node("Conv", "x w", "c"), node("ConvTranspose", "c t", "y", strides=[2, 2])]
     proto = proto_of(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, weights)
     quantized = quantized_of(proto)
-    assert "t" in quantized.model.graph.initializers
+    [kept] = quantized.plan.kept_float
+    assert kept.reason == "it has no integer kernel; its weight is stored as int8"
+    stored = quantized.model.graph.initializers
+    assert "t" not in stored and stored["t_q"].const_value.dtype.numpy() == np.int8  # type: ignore[union-attr]
     checked(proto, quantized)
 
 

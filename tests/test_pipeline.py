@@ -72,7 +72,9 @@ def test_a_recurrent_network_quantizes_its_head_and_says_what_stayed_float(tmp_p
     report = quantize(job("gru", tmp_path / "out.onnx"))
     assert report.kernels is not None and report.plan is not None and report.plan.entries > 0
     assert [item.op for item in report.kernels.kept_float] == ["GRU"]
-    assert report.kernels.kept_float[0].reason == "onnxruntime's CPU provider has no integer kernel for it"
+    assert report.kernels.kept_float[0].reason == (
+        "onnxruntime's CPU provider has no integer kernel for it; its weight is stored as int8"
+    )
     assert report.kernels.integer_share < 0.1
 
 

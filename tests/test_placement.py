@@ -294,17 +294,16 @@ def test_shape_arithmetic_is_not_listed() -> None:
     assert {item.op for item in plan.kept_float} <= {"Reshape"}
 
 
-def test_bodies_stay_float_with_a_reason() -> None:
+def test_bodies_are_placed_like_the_main_graph() -> None:
     body = helper.make_graph([node("MatMul", "c v", "t"), node("Neg", "t", "u")], "then", [], [floats("u", None)])
     other = helper.make_graph([node("Neg", "c", "e")], "else", [], [floats("e", None)])
     nodes = [node("MatMul", "x w", "c"), node("If", "which", "y", then_branch=body, else_branch=other)]
     proto = proto_of(nodes, {"x": [2, 4]}, {"y": None}, {"w": normal(0, 4, 4), "v": normal(1, 4, 4)})
     proto.graph.input.append(floats("which", [], TensorProto.BOOL))
     plan = planned(proto)
-    assert [(item.node, item.reason) for item in plan.kept_float] == [
-        ("t", "it lies inside the body of an If, Loop or Scan")
-    ]
-    assert [entry.site.value for entry in plan.entries if entry.site.role is Role.WEIGHT] == ["w"]
+    assert {item.node for item in plan.kept_float} == {"u", "e"}
+    assert [entry.site.value for entry in plan.entries if entry.site.role is Role.WEIGHT] == ["w", "v"]
+    assert reads(plan) == [("c", "x"), ("t", "c")], "a body quantizes for itself what it reads"
 
 
 def test_a_body_reads_what_was_quantized() -> None:
@@ -336,7 +335,8 @@ def test_layers_that_have_no_integer_form(reason: str) -> None:
     anchor = node("Gemm", "z v", "other")
     proto = proto_of([made, anchor], {"x": shape, "z": [2, 4], **more}, {"y": None, "other": None}, weights)
     [found] = [item for item in planned(proto).kept_float if item.node == "y"]
-    assert found.reason == reason
+    constant = sum(name in weights for name in made.input) > 0
+    assert found.reason == reason + ("; its weight is too small for integers to save bytes" if constant else "")
 
 
 def test_a_transposed_gemm_of_its_data_stays_float() -> None:
@@ -365,7 +365,7 @@ def test_float64_layers_stay_float() -> None:
     nodes = [node("MatMul", "x w", "y"), node("Cast", "x", "d", to=TensorProto.DOUBLE), node("MatMul", "d v", "e"),
              node("Cast", "e", "z", to=TensorProto.FLOAT)]  # fmt: skip
     plan = planned(proto_of(nodes, {"x": [2, 4]}, {"y": None, "z": None}, weights))
-    assert kept(plan)["MatMul"] == "its data is not float32"
+    assert kept(plan)["MatMul"] == "its data is not float32; its weight is not float32"
 
 
 @pytest.mark.parametrize("activation", ["Relu", "Clip", "Max", "Min"])

@@ -52,7 +52,7 @@ def test_a_bias_that_is_computed_keeps_its_layer_float() -> None:
     weights = {"w1": normal(2, 3, 3, 3, 3)}
     mean = node("ReduceMean", "x", "mu", axes=[0, 2, 3], keepdims=0)
     proto = net(node("Conv", "x w", "a"), mean, node("Conv", "x w1 mu", "b"), node("Conv", "a v", "y"), weights=weights)
-    assert reasons(proto)["Conv"] == "its bias is not constant"
+    assert reasons(proto)["Conv"].startswith("its bias is not constant; ")
     assert ratio(proto) > 25
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from qcli.contracts import broadcast
-from qcli.graph import Graph, Node, Value, add_initializer
+from qcli.graph import Graph, Node, Value, add_initializer, insert_before, make_node
 from qcli.types import Array, Scale
 
 
@@ -71,3 +71,25 @@ def graph_of(node: Node) -> Graph:
     if not isinstance(node.graph, Graph):
         raise ValueError(f"{node.name} lies in no graph")
     return node.graph
+
+
+def dequantized(coded: Coded, pool: Pool) -> Value:
+    """The real value of a coded constant, behind a DequantizeLinear in front of its reader.
+
+    A zero point of zero is left out where onnxruntime does without: for biases and for kernels. Those of matrices
+    are written, and each on its own, since `session.x64quantprecision` rewrites them one by one.
+    """
+    scale, name = coded.scale, coded.name
+    inputs = [pool.codes(coded), pool.steps(coded)]
+    if scale.zero_point.any() or (scale.dtype != "int32" and coded.codes.ndim < _KERNEL_RANK):
+        zero = scale.zero_point.astype(scale.dtype)
+        zero = zero.reshape(()) if scale.axis is None else zero
+        inputs.append(add_initializer(home_of(coded), f"{name}_zero", zero))
+    attributes = {} if scale.axis is None else {"axis": scale.axis}
+    node = make_node("DequantizeLinear", inputs, name=f"{name}_dq", output=f"{name}_dq", attributes=attributes)
+    insert_before(coded.node, node, graph_of(coded.node))
+    return node.outputs[0]
+
+
+_KERNEL_RANK = 3
+"""Weights of convolutions have at least this many dimensions."""

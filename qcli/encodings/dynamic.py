@@ -42,19 +42,19 @@ def _product(coded: Coded, pool: Pool) -> None:
     """MatMul [.., K] x [K, N], or Gemm with alpha, beta, transA and transB."""
     node, graph, name = coded.node, graph_of(coded.node), coded.node.name or coded.name
     codes, zero, data, scale_x, zero_x = _quantized(coded, pool)
-    integers = _before(node, graph, "MatMulInteger", [data, codes, zero_x, zero], f"{name}_integers")
-    floats = _before(node, graph, "Cast", [integers], f"{name}_cast", {"to": 1})
+    integers = _before(node, "MatMulInteger", [data, codes, zero_x, zero], f"{name}_integers")
+    floats = _before(node, "Cast", [integers], f"{name}_cast", {"to": 1})
     steps = coded.scale.scale * np.float32(_number(node, "alpha", 1.0))
     steps = steps.reshape(()) if coded.scale.axis is None else steps
     scale_w = pool.once(
         (coded.name, id(coded.scale), "dynamic", float(steps.flat[0])),
         lambda: add_initializer(home_of(coded), f"{coded.name}_scale", steps),
     )
-    scale = _before(node, graph, "Mul", [scale_x, scale_w], f"{name}_scales")
-    result = _before(node, graph, "Mul", [floats, scale], f"{name}_product")
+    scale = _before(node, "Mul", [scale_x, scale_w], f"{name}_scales")
+    result = _before(node, "Mul", [floats, scale], f"{name}_product")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
-        result = _before(node, graph, "Add", [result, _scaled(graph, bias, _number(node, "beta", 1.0))], f"{name}_sum")
+        result = _before(node, "Add", [result, _scaled(graph, bias, _number(node, "beta", 1.0))], f"{name}_sum")
     _take_place(graph, node, result)
 
 
@@ -85,7 +85,7 @@ def _quantized(coded: Coded, pool: Pool) -> tuple[Value, Value, Value, Value, Va
 
 def _transposed(reader: Node, graph: Graph, source: Value, pool: Pool) -> Value:
     def make() -> Value:
-        return _before(reader, graph, "Transpose", [source], f"{source.name}_transposed", {"perm": [1, 0]})
+        return _before(reader, "Transpose", [source], f"{source.name}_transposed", {"perm": [1, 0]})
 
     return pool.once((id(graph), source.name, "transposed"), make)
 
@@ -158,10 +158,10 @@ def _scaled(graph: Graph, bias: Value, beta: float) -> Value:
 
 
 def _before(
-    node: Node, graph: Graph, operator: str, inputs: list[Value], name: str, attributes: Mapping[str, object] = {}
+    reader: Node, operator: str, inputs: list[Value], name: str, attributes: Mapping[str, object] | None = None
 ) -> Value:
-    made = make_node(operator, inputs, name=name, output=name, attributes=dict(attributes))
-    insert_before(node, made, graph)
+    made = make_node(operator, inputs, name=name, output=name, attributes=attributes)
+    insert_before(reader, made, graph_of(reader))
     return made.outputs[0]
 
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import msgspec
 
-from qcli.encodings._weights import Coded, Pool, graph_of, home_of
-from qcli.graph import Graph, Value, add_initializer, insert_after, insert_before, make_node, share_initializer
+from qcli.encodings._weights import Coded, Pool, dequantized, graph_of
+from qcli.graph import Graph, Value, add_initializer, insert_after, make_node, share_initializer
 from qcli.types import Scale
 
 
@@ -36,28 +36,6 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         insert_after(source, quantize, graph)
         insert_after(codes, back, graph)
         return back.outputs[0]
-
-
-def dequantized(coded: Coded, pool: Pool) -> Value:
-    """The real value of a coded constant, behind a DequantizeLinear in front of its reader.
-
-    A zero point of zero is left out where onnxruntime does without: for biases and for kernels. Those of matrices
-    are written, and each on its own, since `session.x64quantprecision` rewrites them one by one.
-    """
-    scale, name = coded.scale, coded.name
-    inputs = [pool.codes(coded), pool.steps(coded)]
-    if scale.zero_point.any() or (scale.dtype != "int32" and coded.codes.ndim < _KERNEL_RANK):
-        zero = scale.zero_point.astype(scale.dtype)
-        zero = zero.reshape(()) if scale.axis is None else zero
-        inputs.append(add_initializer(home_of(coded), f"{name}_zero", zero))
-    attributes = {} if scale.axis is None else {"axis": scale.axis}
-    node = make_node("DequantizeLinear", inputs, name=f"{name}_dq", output=f"{name}_dq", attributes=attributes)
-    insert_before(coded.node, node, graph_of(coded.node))
-    return node.outputs[0]
-
-
-_KERNEL_RANK = 3
-"""Weights of convolutions have at least this many dimensions."""
 
 
 def _steps(graph: Graph, name: str, scale: Scale) -> Value:

@@ -8,8 +8,7 @@ import msgspec
 import numpy as np
 
 from qcli.contracts import broadcast
-from qcli.encodings._weights import Coded, Pool, graph_of, home_of
-from qcli.encodings.qdq import dequantized
+from qcli.encodings._weights import Coded, Pool, dequantized, graph_of, home_of
 from qcli.graph import Value, add_initializer, insert_before, make_node, replace_value
 
 _FLOAT = 1

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import assert_same, node, normal, operators, proto_of, wrapped
+from models import assert_equal, assert_same, node, normal, operators, proto_of, run, wrapped
 
 from qcli.graph.model import Model
 from qcli.steps.fold_batchnorm import FoldBatchnorm
@@ -192,9 +192,10 @@ def test_refused_where_the_variance_has_no_root() -> None:
     assert folded(proto)[1] == 0
 
 
-def test_a_layer_inside_a_body_is_left_alone() -> None:
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_layer_inside_a_body_is_folded_too(taken: bool) -> None:
     inner = onnx.helper.make_graph(
-        [node("Conv", "x w", "c"), bn("c", "t")], "then", [], [onnx.helper.make_tensor_value_info("t", 1, None)]
+        [node("Conv", "x w", "k"), bn("k", "t")], "then", [], [onnx.helper.make_tensor_value_info("t", 1, None)]
     )
     other = onnx.helper.make_graph(
         [node("Neg", "x", "e")], "else", [], [onnx.helper.make_tensor_value_info("e", 1, None)]
@@ -203,4 +204,7 @@ def test_a_layer_inside_a_body_is_left_alone() -> None:
     proto = proto_of([choice], {"x": [1, 2, 3, 3]}, {"y": None}, norm(2) | {"w": normal(0, 2, 2, 1, 1)})
     proto.graph.input.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
     model = wrapped(proto)
-    assert FoldBatchnorm().run(model) == 0
+    assert FoldBatchnorm().run(model) == 1
+    assert "BatchNormalization" not in operators(model)
+    feeds = {"x": normal(1, 1, 2, 3, 3), "c": np.array(taken)}
+    assert_equal(run(proto, feeds), run(model, feeds))

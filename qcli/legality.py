@@ -1,0 +1,95 @@
+"""Which forms of an operator have an integer kernel: the checks that a target's table of operators cannot hold."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcli.graph import Node, constant_of, dimensions, is_constant
+from qcli.targets._support import Support
+from qcli.types import Array
+
+
+def illegal(node: Node, support: Support) -> str | None:
+    """Why this node has no integer kernel, although its operator has one; None if it has."""
+    first = node.inputs[0] if node.inputs else None
+    if first is None or first.dtype is None or first.dtype.numpy().name != "float32":
+        return "its data is not float32"
+    if support.weight is not None:
+        weight = node.inputs[support.weight]
+        if weight is None or constant_of(weight) is None:
+            return (
+                "integers do not pay between two activations"
+                if node.op_type == "MatMul"
+                else "its weight is not constant"
+            )
+        if node.op_type == "MatMul" and len(dimensions(weight) or ()) != 2:
+            return "its weight is not a matrix"
+    bias = node.inputs[support.bias] if support.bias is not None and len(node.inputs) > support.bias else None
+    if bias is not None and constant_of(bias) is None:
+        return "its bias is not constant"
+    if any((array := constant_of(value)) is not None and not _finite(array) for value in node.inputs):
+        return "one of its constants holds Inf or NaN"
+    check = _CHECKS.get(node.op_type)
+    return check(node) if check is not None else None
+
+
+def _finite(array: Array) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def _gemm(node: Node) -> str | None:
+    plain = _float(node, "alpha", 1.0) == 1.0 and _float(node, "beta", 1.0) == 1.0 and not _int(node, "transA")
+    return None if plain else "integer Gemm has no alpha, beta or transA"
+
+
+def _pad(node: Node) -> str | None:
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+    value = constant_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    fixed = len(node.inputs) < 3 or node.inputs[2] is None or value is not None
+    zero = value is None or not value.any()
+    return None if mode != "constant" or (fixed and zero) else "it pads with something else than zero"
+
+
+def _resize(node: Node) -> str | None:
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
+    return None if mode == "nearest" else "it interpolates"
+
+
+def _pool(node: Node) -> str | None:
+    return "it also gives indices" if len(node.outputs) > 1 else None
+
+
+def _average_pool(node: Node) -> str | None:
+    dilated = "dilations" in node.attributes and any(step != 1 for step in node.attributes["dilations"].as_ints())
+    if dilated:
+        return "its integer kernel has no dilations"
+    return (
+        "its integer kernel counts padding otherwise"
+        if _int(node, "ceil_mode") and _int(node, "count_include_pad")
+        else None
+    )
+
+
+def _elementwise(node: Node) -> str | None:
+    if sum(value is not None and is_constant(value) for value in node.inputs) == len(node.inputs):
+        return "it reads no activation"
+    return None
+
+
+_CHECKS = {
+    "Gemm": _gemm,
+    "Pad": _pad,
+    "Resize": _resize,
+    "MaxPool": _pool,
+    "AveragePool": _average_pool,
+    "Add": _elementwise,
+    "Mul": _elementwise,
+}
+
+
+def _float(node: Node, key: str, default: float) -> float:
+    return node.attributes[key].as_float() if key in node.attributes else default
+
+
+def _int(node: Node, key: str) -> int:
+    return node.attributes[key].as_int() if key in node.attributes else 0
