@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qcli.encodings._weights import Coded, Pool, graph_of
-from qcli.graph import Graph, Model, Node, Value, constant_of, insert_after, make_node, node_key
+from qcli.encodings._weights import Coded, Pool
+from qcli.graph import Graph, Model, Node, Value, constant_of, graph_of, insert_after, make_node, node_key
 from qcli.plugins import create
 from qcli.solve import Solution, site_key
 from qcli.types import Entry, Plan, Role, Scale

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from qcli.contracts import broadcast
-from qcli.graph import Graph, Node, Value, add_initializer, insert_before, make_node
+from qcli.graph import Graph, Node, Value, add_initializer, graph_of, insert_before, make_node
 from qcli.types import Array, Scale
 
 
@@ -64,13 +64,6 @@ def home_of(coded: Coded) -> Graph:
     if not isinstance(home, Graph):
         raise ValueError(f"{coded.node.name} lies in no graph")
     return home
-
-
-def graph_of(node: Node) -> Graph:
-    """The graph that a node stands in."""
-    if not isinstance(node.graph, Graph):
-        raise ValueError(f"{node.name} lies in no graph")
-    return node.graph
 
 
 def dequantized(coded: Coded, pool: Pool) -> Value:

@@ -8,8 +8,18 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from qcli.encodings._weights import Coded, Pool, graph_of, home_of
-from qcli.graph import Graph, Node, Value, add_initializer, constant_of, insert_before, make_node, replace_value
+from qcli.encodings._weights import Coded, Pool, home_of
+from qcli.graph import (
+    Graph,
+    Node,
+    Value,
+    add_initializer,
+    constant_of,
+    graph_of,
+    insert_before,
+    make_node,
+    replace_value,
+)
 from qcli.types import Array
 
 _MICROSOFT = "com.microsoft"

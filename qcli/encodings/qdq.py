@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import msgspec
 
-from qcli.encodings._weights import Coded, Pool, dequantized, graph_of
-from qcli.graph import Graph, Value, add_initializer, insert_after, make_node, share_initializer
+from qcli.encodings._weights import Coded, Pool, dequantized
+from qcli.graph import Graph, Value, add_initializer, graph_of, insert_after, make_node, share_initializer
 from qcli.types import Scale
 
 

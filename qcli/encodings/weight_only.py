@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 
 from qcli.contracts import broadcast
-from qcli.encodings._weights import Coded, Pool, dequantized, graph_of, home_of
-from qcli.graph import Value, add_initializer, insert_before, make_node, replace_value
+from qcli.encodings._weights import Coded, Pool, dequantized, home_of
+from qcli.graph import Value, add_initializer, graph_of, insert_before, make_node, replace_value
 
 _FLOAT = 1
 """ONNX's number for float32, as Cast wants it."""

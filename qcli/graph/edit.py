@@ -28,6 +28,13 @@ def node_key(node: ir.Node) -> str:
     return next((value.name for value in node.outputs if value.name), "")
 
 
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph that a node stands in."""
+    if not isinstance(node.graph, ir.Graph):
+        raise ValueError(f"{node.name} lies in no graph")
+    return node.graph
+
+
 def data_consumers(value: ir.Value) -> tuple[ir.Node, ...]:
     """The nodes that read a value, each once, in a stable order."""
     return tuple(dict.fromkeys(node for node, _ in value.uses()))

@@ -18,6 +18,7 @@ from qcli.graph import (
     Value,
     add_initializer,
     constant_of,
+    graph_of,
     insert_before,
     make_node,
     replace_value,
@@ -49,7 +50,7 @@ def _fused_conv(graph: Graph, node: Node) -> bool:
         return False
     value = _layer(graph, node, "Conv", node.inputs[:3], ("activation", "activation_params"))
     if added is not None:
-        value = _before(graph, node, "Add", [value, added], f"{node.name}_sum", {})
+        value = _before(node, "Add", [value, added], f"{node.name}_sum", {})
     return _finish(graph, node, activation(value))
 
 
@@ -70,7 +71,7 @@ def _fused_matmul(graph: Graph, node: Node) -> bool:
     matrix = weight.T if _number(node, "transB", 0) else weight
     scaled = np.ascontiguousarray(matrix * np.asarray(_number(node, "alpha", 1.0), matrix.dtype))
     factor = add_initializer(graph, f"{node.name}_weight", scaled)
-    return _finish(graph, node, _before(graph, node, "MatMul", [node.inputs[0], factor], f"{node.name}_product", {}))
+    return _finish(graph, node, _before(node, "MatMul", [node.inputs[0], factor], f"{node.name}_product", {}))
 
 
 def _plain_gemm(graph: Graph, node: Node) -> bool:
@@ -110,10 +111,10 @@ def _activation(graph: Graph, node: Node) -> Callable[[Value], Value] | None:
 
     def apply(value: Value) -> Value:
         if name != "Clip":
-            return _before(graph, node, name, [value], f"{node.name}_activation", attributes)
+            return _before(node, name, [value], f"{node.name}_activation", attributes)
         kind = node.inputs[1].dtype.numpy() if node.inputs[1] is not None and node.inputs[1].dtype else np.float32
         bounds = [add_initializer(graph, f"{node.name}_bound", np.asarray(bound, kind)) for bound in given]
-        return _before(graph, node, "Clip", [value, *bounds], f"{node.name}_activation", {})
+        return _before(node, "Clip", [value, *bounds], f"{node.name}_activation", {})
 
     return apply
 
@@ -138,12 +139,12 @@ def _given_parameters(node: Node, count: int) -> list[float]:
 
 def _layer(graph: Graph, node: Node, operator: str, inputs: Any, ours: tuple[str, ...]) -> Value:
     kept = {key: item.value for key, item in node.attributes.items() if key not in ours}
-    return _before(graph, node, operator, list(inputs), f"{node.name}_layer", kept)
+    return _before(node, operator, list(inputs), f"{node.name}_layer", kept)
 
 
-def _before(graph: Graph, node: Node, operator: str, inputs: list[Value | None], name: str, attributes: Any) -> Value:
+def _before(node: Node, operator: str, inputs: list[Value | None], name: str, attributes: Any) -> Value:
     made = make_node(operator, inputs, name=name, output=name, attributes=attributes)
-    insert_before(node, made, graph)
+    insert_before(node, made, graph_of(node))
     made.outputs[0].type = node.outputs[0].type
     return made.outputs[0]
 
