@@ -2,6 +2,7 @@
 # make test   all tests
 # make lint   style, types and the style budget
 # make bench  measurements, side by side with other tools where they are installed
+# make sweep  every model of a zoo with every preset, into docs/sweep.md; ZOO=DIR names the zoo
 # make clean  remove what the targets above made, except .venv
 #
 # The first of them makes .venv and installs the project into it. Needs Python 3.11 or newer; another one than the
@@ -13,9 +14,10 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; d
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 WORKERS ?= 2
+ZOO ?= $(QCLI_ZOO)
 CNN := sample_models/cnn
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sweep clean
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml
@@ -40,6 +42,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+sweep: $(INSTALLED)
+	$(BIN)/python -m benchmarks sweep --zoo $(ZOO) -o docs/sweep.md
 
 clean:
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

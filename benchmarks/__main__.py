@@ -101,6 +101,46 @@ def acceptance(zoo: ZooOption = None, models: ModelsOption = None, json: JsonOpt
         raise typer.Exit(1)
 
 
+@app.command()
+def sweep(
+    zoo: ZooOption = None,
+    models: ModelsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the table there.", show_default=False)
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Every model of the zoo with every preset, as a Markdown table."""
+    from benchmarks.sweep import sweep as work
+    from benchmarks.sweep import sweep_markdown
+
+    for path in (output, json):
+        _prepare(path)
+    names = [name.strip() for name in models.split(",") if name.strip()] if models else None
+    report = work(required_zoo(zoo), names, Console(stderr=True, highlight=False))
+    text = sweep_markdown(report)
+    if output is not None:
+        replace_file(output, text.encode())
+    else:
+        sys.stdout.write(text)
+    _write(report, json)
+
+
+@app.command()
+def backend(
+    presets: Annotated[str | None, typer.Option(metavar="A,B", help="Only these.", show_default=False)] = None,
+    part: Annotated[int, typer.Option(metavar="N", min=1, help="Only every N-th model.")] = 1,
+) -> None:
+    """The onnx package's own test models, counted by verdict; exit code 1 if one is at fault."""
+    from benchmarks.backend import PRESETS, counted, judge, relevant
+
+    names = [name.strip() for name in presets.split(",")] if presets else PRESETS
+    verdicts = [judge(case, preset) for preset in names for case in relevant(preset, large=part == 1)[::part]]
+    sys.stdout.write(counted(verdicts))
+    if any(verdict.fault for verdict in verdicts):
+        raise typer.Exit(1)
+
+
 def main() -> int:
     """Runs the program; an error of qcli is a line and a hint."""
     try:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from onnx import helper, numpy_helper
 
 from qcli import QuantizeJob
 from qcli.errors import QcliError, RuntimeFailure
+from qcli.graph import float32_form, load_model
 from qcli.metrics.sqnr import Sqnr
 from qcli.pipeline import quantize
 from qcli.runtime import Session
@@ -39,6 +41,8 @@ _IR_VERSION = 12
 
 _OPSET = 26
 """The newest operator set that it takes."""
+
+_SMALL_NETWORKS = ("light/light_shufflenet", "light/light_squeezenet")
 
 _FOLDERS = ("simple", "pytorch-operator", "pytorch-converted")
 _DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
@@ -65,10 +69,28 @@ class Verdict(Noun, frozen=True, kw_only=True):
 
 
 @cache
-def cases() -> tuple[Case, ...]:
-    """All cases, in a fixed order."""
-    made = [_readable(case) for case in (*_generated(), *_stored(), *_light())]
+def cases(large: bool = False) -> tuple[Case, ...]:
+    """All cases, in a fixed order; the large networks only where asked for, since each takes seconds."""
+    light = [case for case in _light() if large or case.name in _SMALL_NETWORKS]
+    made = [_readable(case) for case in (*_generated(), *_stored(), *light)]
     return tuple(one for case in made for one in (case, _with_weights(case)) if one is not None)
+
+
+@cache
+def relevant(preset: str, large: bool = False) -> tuple[Case, ...]:
+    """The cases worth a preset's time: all for static quantization, those with float weights for the others."""
+    known = cases(large)
+    return known if preset == PRESETS[0] else tuple(case for case in known if _weighty(case))
+
+
+def _weighty(case: Case) -> bool:
+    graph = onnx.ModelProto.FromString(case.model).graph
+    return any(tensor.data_type in _FLOATS and prod(tensor.dims) >= _WEIGHTY for tensor in graph.initializer)
+
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+_WEIGHTY = 32
+"""Elements; smaller weights are never stored as integers."""
 
 
 def judge(case: Case, preset: str) -> Verdict:
@@ -159,7 +181,7 @@ def _near(case: Case, reason: str, output: Path) -> str:
     """The result must load, and be as near to the float model as is stated."""
     try:
         session = Session(output)
-        float_session = Session(case.model)
+        float_session = _float_session(output.parent.parent / "model.onnx")
         for feeds in _feeds(case):
             fault = _compared(float_session.run(feeds), session.run(feeds))
             if fault:
@@ -167,6 +189,17 @@ def _near(case: Case, reason: str, output: Path) -> str:
     except RuntimeFailure as error:
         return error.message
     return ""
+
+
+def _float_session(path: Path) -> Session:
+    """The model, in float32 where onnxruntime lacks its own floats."""
+    try:
+        return Session(path)
+    except RuntimeFailure:
+        form = float32_form(load_model(path))
+        if form is None:
+            raise
+        return Session(form.serialize())
 
 
 _FAULTS = {0: _near, 3: _not_finite, 4: _good_reason, 5: _good_reason, 6: _not_run}
