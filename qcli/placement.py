@@ -60,6 +60,11 @@ class Placed:
     def result(self) -> Value:
         return (self.tail[-1] if self.tail else self.node).outputs[0]
 
+    @property
+    def results(self) -> tuple[Value, ...]:
+        """All values that carry its codes: one, or the parts of a Split."""
+        return tuple(self.node.outputs) if self.support.parts else (self.result,)
+
 
 @dataclass
 class Layout:
@@ -147,7 +152,7 @@ def _unfit(placed: Placed, unfit: Unfit) -> str | None:
     """Why what was measured speaks against a node, or None. Kernels that can give floats need no grid behind them."""
     names = [value.name for index in placed.operands if (value := placed.node.inputs[index]) is not None]
     if not placed.support.output_optional:
-        names.append(placed.result.name)
+        names += [value.name for value in placed.results]
     return next((f"'{name}': {unfit.values[name]}" for name in names if name in unfit.values), None)
 
 
@@ -217,7 +222,7 @@ def _forward(graph: Graph, candidates: dict[Node, Placed]) -> dict[Node, Placed]
         if placed.support.placement is Placement.ANCHOR or (all(fed) if placed.support.tied else any(fed)):
             reachable[node] = placed
             swallowed.update(placed.tail)
-            ready.add(placed.result)
+            ready.update(placed.results)
     return reachable
 
 
@@ -228,18 +233,20 @@ def _backward(graph: Graph, reachable: dict[Node, Placed]) -> set[Node]:
         placed = reachable.get(node)
         if placed is None:
             continue
-        if placed.support.placement is Placement.ANCHOR or any(reader in leading for reader, _ in placed.result.uses()):
+        readers = [reader for value in placed.results for reader, _ in value.uses()]
+        if placed.support.placement is Placement.ANCHOR or any(reader in leading for reader in readers):
             leading.add(node)
     behind: set[Value] = {
-        placed.result
+        value
         for node, placed in reachable.items()
         if node in leading and not (placed.support.placement is Placement.ANCHOR and placed.support.output_optional)
+        for value in placed.results
     }
     for node, placed in reachable.items():
         source = node.inputs[0]
         if placed.support.placement is Placement.FOLLOW and source in behind:
             leading.add(node)
-            behind.add(placed.result)
+            behind.update(placed.results)
     return leading
 
 
@@ -247,7 +254,7 @@ def _settled(reachable: dict[Node, Placed], useful: set[Node]) -> dict[Node, Pla
     """Takes out what reads nothing quantized, now that kernels with float readers give floats, until all is settled."""
     while True:
         placed = {node: _with_output(item, useful) for node, item in reachable.items() if node in useful}
-        quantized = {item.result for item in placed.values() if item.quantize_output}
+        quantized = {value for item in placed.values() if item.quantize_output for value in item.results}
         idle = {
             node
             for node, item in placed.items()

@@ -148,7 +148,7 @@ def _plain(noun: Any) -> Any:
 
 
 def _entries(layout: Layout, rules: RuleBook) -> Iterator[Entry]:
-    quantized = {placed.result for placed in layout.placed.values() if placed.quantize_output}
+    quantized = {value for placed in layout.placed.values() if placed.quantize_output for value in placed.results}
     for placed in layout.placed.values():
         for operand in placed.operands:
             value = placed.node.inputs[operand]
@@ -156,7 +156,7 @@ def _entries(layout: Layout, rules: RuleBook) -> Iterator[Entry]:
                 yield rules.entry(_site(placed.node, operand, Role.INPUT))
         yield from _constant_entries(placed, rules)
         if placed.quantize_output:
-            yield _output_entry(placed, rules)
+            yield from (_output_entry(placed, rules, part) for part in range(len(placed.results)))
 
 
 def _constant_entries(placed: Placed, rules: RuleBook) -> Iterator[Entry]:
@@ -177,9 +177,9 @@ def _constant_entries(placed: Placed, rules: RuleBook) -> Iterator[Entry]:
         yield Entry(site=site, grid=BIAS_GRID, range="minmax", because=because)
 
 
-def _output_entry(placed: Placed, rules: RuleBook) -> Entry:
+def _output_entry(placed: Placed, rules: RuleBook, part: int) -> Entry:
     producer = placed.tail[-1] if placed.tail else placed.node
-    entry = rules.entry(_site(producer, 0, Role.OUTPUT, op=placed.node.op_type), placed.node)
+    entry = rules.entry(_site(producer, part, Role.OUTPUT, op=placed.node.op_type), placed.node)
     natural = placed.support.natural
     clipped = any(node.op_type not in ("Relu", "Add") for node in placed.tail)
     if natural is None or clipped or rules.names_operator(entry, placed.node):
@@ -209,7 +209,10 @@ def _ties(layout: Layout) -> Iterator[Tie]:
     for placed in layout.placed.values():
         if placed.support.tied:
             names = [placed.node.inputs[index] for index in placed.operands]
-            values = (*(value.name or "" for value in names if value is not None), placed.result.name or "")
+            values = (
+                *(value.name or "" for value in names if value is not None),
+                *(value.name or "" for value in placed.results),
+            )
             because = f"{placed.node.op_type} moves codes and does not rescale them"
             yield Tie(values=values, because=because, node=node_key(placed.node))
 

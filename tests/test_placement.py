@@ -27,6 +27,7 @@ from models import (
 from onnx import TensorProto, helper
 
 from qcli.graph import normalize_graph
+from qcli.kernels import read_kernels
 from qcli.plan import make_plan
 from qcli.plugins import create
 from qcli.recipe import load_recipe
@@ -409,3 +410,37 @@ def test_the_sample_models_exist() -> None:
         "mlp",
         "transformer",
     ]
+
+
+def split_net(parts: int) -> onnx.ModelProto:
+    """Conv, Split of the channels, a Conv behind each part, Concat."""
+    names = [f"p{index}" for index in range(parts)]
+    nodes = [node("Conv", "x w", "c"), node("Split", "c", " ".join(names), axis=1, num_outputs=parts)]
+    nodes += [node("Conv", f"{name} v", f"{name}c") for name in names]
+    nodes.append(node("Concat", " ".join(f"{name}c" for name in names), "y", axis=1))
+    weights = {"w": normal(0, 4 * parts, 3, 3, 3), "v": normal(1, 8, 4, 1, 1)}
+    return proto_of(nodes, {"x": [1, 3, 12, 12]}, {"y": None}, weights, opset=18)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_split_between_convolutions_moves_codes_in_all_of_its_parts(parts: int) -> None:
+    made = quantized_of(split_net(parts))
+    tied = next(tie for tie in made.plan.ties if tie.node == "p0")
+    assert tied.values == ("c", *(f"p{index}" for index in range(parts)))
+    scales = {float(made.solution.scales["p0", "output", index].scale[0]) for index in range(parts)}
+    scales.add(float(made.solution.scales["c", "output", 0].scale[0]))
+    assert len(scales) == 1
+    assert [kept.op for kept in made.plan.kept_float] == ["Concat"]
+    feeds = feeds_for(made.source)
+    kernels = read_kernels(made.model.serialize(), made.source, feeds)
+    assert kernels.by_kernel["QuantizeLinear"] == 1, "codes pass through the Split"
+    expected, given = run(made.source, feeds)["y"], run(made.model, feeds, optimize=True)["y"]
+    assert np.abs(expected - given).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_split_with_a_part_that_leaves_the_model_keeps_its_names() -> None:
+    proto = split_net(2)
+    proto.graph.output.append(floats("p1", None))
+    made = quantized_of(proto)
+    assert set(made.model.outputs()) == {"y", "p1"}
+    assert run(made.model, feeds_for(made.source))["p1"].shape == (1, 4, 10, 10)

@@ -32,6 +32,7 @@ _TABLE = {
     "Squeeze": _MOVES,
     "Unsqueeze": _MOVES,
     "Slice": _MOVES,
+    "Split": Support(placement=_FOLLOW, tied=True, parts=True),
     "Pad": _MOVES,
     "DepthToSpace": _MOVES,
     "Resize": _MOVES,
