@@ -33,7 +33,7 @@ def accept(zoo: Path, names: Sequence[str] | None = None) -> AcceptanceReport:
     chosen = _chosen(names)
     checks: list[Check] = []
     for target in chosen:
-        progress(f"{target.model}: quantize and compare")
+        progress(f"{target.model}: quantize with {target.recipe} and compare")
         checks.extend(_check_model(subject(zoo, target.model), target))
     progress("bytes, shards and the command line")
     checks.extend(command_checks(zoo, [target.model for target in chosen]))
@@ -41,11 +41,11 @@ def accept(zoo: Path, names: Sequence[str] | None = None) -> AcceptanceReport:
 
 
 def _chosen(names: Sequence[str] | None) -> list[Target]:
-    known = {target.model: target for target in TARGETS}
+    known = dict.fromkeys(target.model for target in TARGETS)
     for name in names or ():
         if name not in known:
             raise UsageError(f"'{name}' is not in the acceptance list", f"it has {', '.join(known)}")
-    return [known[name] for name in names or known]
+    return [target for target in TARGETS if not names or target.model in names]
 
 
 def _check_model(model: Subject, target: Target) -> Iterator[Check]:
@@ -53,7 +53,7 @@ def _check_model(model: Subject, target: Target) -> Iterator[Check]:
         ours, theirs = Path(folder) / "qcli.onnx", Path(folder) / "onnxruntime.onnx"
         child = run_child(_quantize(model, target, ours))
         yield Check(
-            subject=model.name,
+            subject=_title(target),
             what="exit code",
             target="== 0",
             measured=child.exit_code,
@@ -65,12 +65,16 @@ def _check_model(model: Subject, target: Target) -> Iterator[Check]:
         report = msgspec.json.decode(child.stdout, type=Report)
         beside = _beside(model, target, (ours, theirs)) if target.against_peer else _Beside()
         for gate in target.gates:
-            yield _check(model.name, gate, report, beside)
+            yield _check(_title(target), gate, report, beside)
+
+
+def _title(target: Target) -> str:
+    return target.model if target.recipe == "int8" else f"{target.model}, {target.recipe}"
 
 
 def _quantize(model: Subject, target: Target, output: Path) -> list[str]:
     limit = [] if target.samples is None else ["--samples", str(target.samples)]
-    command = ["-m", "qcli", "quantize", str(model.model), "-r", "int8", "-d", str(model.calibration)]
+    command = ["-m", "qcli", "quantize", str(model.model), "-r", target.recipe, "-d", str(model.calibration)]
     command += ["--eval", str(model.evaluation), "-o", str(output), "--json", "-q", "--no-cache"]
     return [*command, *limit, *model.settings()]
 

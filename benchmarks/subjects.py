@@ -19,9 +19,9 @@ ZOO_VARIABLE = "QCLI_ZOO"
 Preprocess = str | dict[str, Any] | None
 
 _SAMPLE_MODELS = ("cnn", "mlp", "transformer")
-_IMAGENET = ("mobilenetv2_imagenet", "squeezenet11_imagenet")
+_IMAGENET = ("mobilenetv2_imagenet", "squeezenet11_imagenet", "squeezenet11_fp16_selfmade")
 _ZOO = (
-    *_IMAGENET, "resnet20_cifar10", "vit_mnist", "ultraface_rfb320", "super_resolution_x3", "oww_embedding_cnn",
+    *_IMAGENET[:2], "resnet20_cifar10", "vit_mnist", "ultraface_rfb320", "super_resolution_x3", "oww_embedding_cnn",
 )  # fmt: skip
 
 
@@ -60,6 +60,8 @@ def subject(zoo: Path | None, name: str) -> Subject:
     """One model of the zoo, or of sample_models/. Raises UsageError if it is not there."""
     folder = ROOT / "sample_models" if zoo is None else zoo
     model = folder / name / "model.onnx"
+    if (folder / "odd" / f"{name}.onnx").is_file():
+        model = folder / "odd" / f"{name}.onnx"
     if not model.is_file():
         known = sorted(path.parent.name for path in folder.glob("*/model.onnx"))
         raise UsageError(f"there is no model '{name}' in {folder}", did_you_mean(name, known))

@@ -1,4 +1,4 @@
-"""The acceptance list: what the preset `int8` must reach on each model of the zoo, as gates on the report."""
+"""The acceptance list: what presets must reach on each model of the zoo, as gates on the report."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from qcli.types import Noun
 
 
 class Target(Noun, frozen=True, kw_only=True):
-    """One model: gates, how many of its calibration and evaluation samples (None: all), and whether compared."""
+    """One model and preset: gates, how many calibration samples (None: all), and whether it is compared."""
 
     model: str
+    recipe: str = "int8"
     gates: tuple[str, ...]
     samples: int | None = None
     against_peer: bool = True
@@ -50,11 +51,25 @@ TARGETS = (
         gates=("size.ratio <= 0.45", "accuracy.agreement >= 0.97"),
         against_peer=False,
     ),
-    Target(model="oww_alexa_mlp", gates=("size.ratio <= 0.45",), against_peer=False),
     Target(
         model="ppocr_cls",
         gates=("size.ratio <= 0.45", "accuracy.agreement >= 0.97"),
         against_peer=False,
+    ),
+    *(
+        Target(model=model, recipe=recipe, gates=gates, against_peer=False)
+        for model, recipe, gates in (
+            ("nsnet2_gru", "int8", ("size.ratio <= 0.26", "accuracy.sqnr >= 40", "latency.speedup >= 0.95")),
+            ("silero_vad", "int8", ("size.ratio <= 0.32", "accuracy.sqnr >= 20")),
+            ("dtln_lstm1", "int8", ("size.ratio <= 0.32", "accuracy.sqnr >= 25")),
+            ("nnsplit_byte_lstm", "int8", ("size.ratio <= 0.32", "accuracy.sqnr >= 25")),
+            ("aidreams_llama_lm", "int8-transformer", ("size.ratio <= 0.40", "accuracy.sqnr >= 28")),
+            ("minilm", "int8-transformer", ("size.ratio <= 0.27", "accuracy.sqnr >= 18", "latency.speedup >= 2.0")),
+            ("vit_mnist", "int8-transformer", ("accuracy.sqnr >= 40", "latency.speedup >= 1.30")),
+            ("oww_alexa_mlp", "int8", ("size.ratio <= 0.45", "accuracy.sqnr >= 20", "latency.speedup >= 1.0")),
+            ("oww_melspectrogram", "int8", ("size.ratio <= 0.45", "accuracy.sqnr >= 40")),
+            ("squeezenet11_fp16_selfmade", "int8", ("size.ratio <= 0.55", "accuracy.sqnr >= 28")),
+        )
     ),
 )
 
