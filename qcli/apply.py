@@ -26,6 +26,7 @@ def apply_plan(model: Model, plan: Plan, solution: Solution) -> Model:
     for entries in others:
         writer.constants(entries)
     quantized.remove_unused()
+    quantized.import_domains()
     quantized.sort()
     quantized.forget_shapes()
     quantized.fix_names()

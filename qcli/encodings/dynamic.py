@@ -136,7 +136,6 @@ def _lstm(node: Node, weights: dict[int, Coded], pool: Pool) -> None:
         if not name:
             new.name = ""
     graph.remove(node, safe=True)
-    graph.opset_imports.setdefault(_MICROSOFT, 1)
 
 
 def _turned(coded: Coded, pool: Pool) -> Value:

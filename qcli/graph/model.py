@@ -106,6 +106,12 @@ class Model:
                     value.shape = None
                     value.type = None
 
+    def import_domains(self) -> None:
+        """Declares the domains of all nodes, those in bodies included, where the model does."""
+        for node in self.nodes():
+            if node.domain not in STANDARD:
+                self.ir.opset_imports.setdefault(node.domain, node.version or 1)
+
     def sort(self) -> None:
         """Puts every node behind those that it reads from."""
         TopologicalSortPass()(self.ir)
