@@ -42,7 +42,7 @@ from qcli.report import (
     size_of,
     with_gates,
 )
-from qcli.solve import requests_of, solve
+from qcli.solve import requests_of, solve, wishes_of
 from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Plan, Request
@@ -148,6 +148,8 @@ def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     requests = requests_of(prepared.plan, prepared.model)
     watch.phase("calibrate")
+    if prepared.calibration is not None and job.plan is None:
+        requests = tuple(dict.fromkeys((*requests, *wishes_of(prepared.plan, prepared.model))))
     empty = Statistics.empty(
         requests,
         model_sha256=prepared.source.sha256,

@@ -38,7 +38,7 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
     rules = RuleBook(model, recipe)
     layout = place(model, target, rules.refusal, unfit)
     static = tuple(_entries(layout, rules))
-    stored = store_weights(model, rules, static)
+    stored = store_weights(model, rules, static, unfit.nodes)
     entries = (*static, *stored.entries)
     dynamic = {entry.site.node for entry in stored.entries if choice_of(entry.encoding).name == "dynamic"}
     kept_float = tuple(described(kept, stored) for kept in layout.kept if kept.node not in dynamic)

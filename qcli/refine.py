@@ -13,14 +13,14 @@ import numpy as np
 
 from qcli.contracts import Format
 from qcli.distribution import Distribution
-from qcli.graph import Model
+from qcli.graph import Model, node_key
 from qcli.placement import Unfit
 from qcli.plan import make_plan
 from qcli.plugins import create
 from qcli.recipe import Recipe
-from qcli.solve import SiteKey, activation_scales, measured, site_key
+from qcli.solve import SiteKey, activation_scales, measured, quantizes_as_it_runs, seen, site_key
 from qcli.statistics import Statistics
-from qcli.types import Plan, Role, Scale
+from qcli.types import Grid, Interval, Plan, Role, Scale
 
 _LOST = 0.75
 """The share of values other than zero that a grid may round to zero."""
@@ -30,6 +30,8 @@ _MUCH_DB = 12.0
 """A joint grid is refused where it leaves less than the first ratio, and the values' own would gain the second."""
 
 _ROUNDS = 8
+
+_TOO_WIDE = "{:.0%} of its values would round to zero, so many magnitudes do they span"
 
 
 def refine_plan(model: Model, recipe: Recipe, plan: Plan, statistics: Statistics) -> Plan:
@@ -58,8 +60,25 @@ def _judge(model: Model, plan: Plan, statistics: Statistics) -> Unfit:
             continue
         share = lost_share(known, scales[site_key(entry)], create("formats", entry.grid.format))
         if share > _LOST:
-            values[entry.site.value] = f"{share:.0%} of its values would round to zero, so many magnitudes do they span"
-    return Unfit(values, dict(_ill_tied(model, plan, statistics, scales)))
+            values[entry.site.value] = _TOO_WIDE.format(share)
+    nodes = {**dict(_ill_tied(model, plan, statistics, scales)), **dict(_ill_fed(model, plan, statistics))}
+    return Unfit(values, nodes)
+
+
+def _ill_fed(model: Model, plan: Plan, statistics: Statistics) -> Iterator[tuple[str, str]]:
+    """Nodes that would quantize, as they run, data that no grid of 8 bits holds, with the reason."""
+    grid = Grid(format="uint8", symmetric=False)
+    format_ = create("formats", grid.format)
+    nodes = {node_key(node): node for node in model.nodes()}
+    for entry in plan.entries:
+        data = nodes[entry.site.node].inputs[0] if quantizes_as_it_runs(entry) else None
+        known = seen(data.name or "", "histogram", statistics) if data is not None else None
+        if data is None or known is None:
+            continue
+        scale = format_.scale(Interval(lower=known.lower, upper=known.upper), grid)
+        share = lost_share(known, scale, format_)
+        if share > _LOST:
+            yield entry.site.node, f"'{data.name}': {_TOO_WIDE.format(share)}"
 
 
 def _ill_tied(

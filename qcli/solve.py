@@ -47,6 +47,20 @@ def requests_of(plan: Plan, model: Model) -> tuple[Request, ...]:
     return tuple(dict.fromkeys(wanted))
 
 
+def wishes_of(plan: Plan, model: Model) -> tuple[Request, ...]:
+    """Statistics of what dynamic kernels quantize: they need none, but samples can show that they should not."""
+    nodes = {node_key(node): node for node in model.nodes()}
+    data = [nodes[entry.site.node].inputs[0] for entry in plan.entries if quantizes_as_it_runs(entry)]
+    names = dict.fromkeys(value.name for value in data if value is not None and value.name)
+    return tuple(Request(value=name, statistic="histogram") for name in names)
+
+
+def quantizes_as_it_runs(entry: Entry) -> bool:
+    """True for the weight of a kernel that quantizes its data by itself."""
+    encoding = create("encodings", entry.encoding)
+    return entry.site.role is Role.WEIGHT and encoding.multiplies and not encoding.calibrated
+
+
 def solve(model: Model, plan: Plan, statistics: Statistics) -> Solution:
     """Scales for all entries and codes for all constants of the plan."""
     solver = _Solver(model, plan, statistics)
@@ -72,10 +86,14 @@ def measured(model: Model, entry: Entry, statistics: Statistics) -> Distribution
 
 def _seen(entry: Entry, statistics: Statistics) -> Distribution | None:
     """By the statistic that the entry's range needs, or else by any other that was measured."""
-    wanted = create("ranges", entry.range).statistic
+    return seen(entry.site.value, create("ranges", entry.range).statistic, statistics)
+
+
+def seen(value: str, wanted: str, statistics: Statistics) -> Distribution | None:
+    """The values seen, by the statistic `wanted` or else by another; None if none was measured or nothing was there."""
     for statistic in dict.fromkeys((wanted, *names("stats"))):
         try:
-            return statistics.get(Request(value=entry.site.value, statistic=statistic)).distribution()
+            return statistics.get(Request(value=value, statistic=statistic)).distribution()
         except (InputError, UsageError):  # nothing was seen, or this was not asked for
             continue
     return None

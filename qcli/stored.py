@@ -6,7 +6,7 @@ nothing: where it is small, and where some reader needs the float form all the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -33,8 +33,8 @@ class Stored:
     reasons: dict[str, str]
 
 
-def store_weights(model: Model, rules: RuleBook, taken: tuple[Entry, ...]) -> Stored:
-    """What becomes of the weights that `taken` leaves over."""
+def store_weights(model: Model, rules: RuleBook, taken: tuple[Entry, ...], unfit: Mapping[str, str]) -> Stored:
+    """What becomes of the weights that `taken` leaves over. `unfit` nodes must not quantize their data: the reasons."""
     coded = {(entry.site.node, entry.site.operand) for entry in taken if entry.site.role is not Role.OUTPUT}
     placed = {entry.site.node for entry in taken if entry.site.role is Role.WEIGHT}
     reasons: dict[str, str] = {}
@@ -48,12 +48,16 @@ def store_weights(model: Model, rules: RuleBook, taken: tuple[Entry, ...]) -> St
         if refusal is not None:
             reasons[key] = refusal
             continue
-        found += _entries(node, operands, rules, reasons)
+        found += _entries(node, operands, rules, reasons, unfit)
     return _without_float_readers(model, taken, found, reasons)
 
 
 def _entries(
-    node: Node, operands: list[tuple[int, int | None]], rules: RuleBook, reasons: dict[str, str]
+    node: Node,
+    operands: list[tuple[int, int | None]],
+    rules: RuleBook,
+    reasons: dict[str, str],
+    unfit: Mapping[str, str],
 ) -> Iterator[Entry]:
     for operand, axis in operands:
         value = node.inputs[operand]
@@ -65,7 +69,7 @@ def _entries(
             reasons[node_key(node)] = "its weight holds Inf or NaN"
             continue
         entry = rules.entry(_site(node, operand, value))
-        entry = _encoded(entry, node, [other for other, _ in operands])
+        entry = _encoded(entry, node, [other for other, _ in operands], unfit)
         channels = array.shape[axis] if axis is not None and entry.grid.granularity == "channel" else 1
         if 3 * array.size <= 4 * channels + _OVERHEAD:
             reasons[node_key(node)] = "its weight is too small for integers to save bytes"
@@ -74,13 +78,13 @@ def _entries(
         yield msgspec.structs.replace(entry, grid=msgspec.structs.replace(entry.grid, axis=axis))
 
 
-def _encoded(entry: Entry, node: Node, operands: list[int]) -> Entry:
+def _encoded(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, str]) -> Entry:
     """The entry with an encoding that the node can have: dynamic where that was asked for and fits, or weight-only."""
     asked = choice_of(entry.encoding).name
     if asked == "weight_only":
         return entry
     if asked == "dynamic":
-        misfit = _misfit(node, operands)
+        misfit = unfit.get(node_key(node)) or _misfit(node, operands)
         if misfit is None:
             return entry
         return msgspec.structs.replace(entry, encoding="weight_only", because=f"{entry.because}; not dynamic: {misfit}")
