@@ -166,9 +166,9 @@ def changed(data: Any, choice: Choice, times: int) -> Any:
         elif what == 1 and isinstance(holder, dict):
             holder[choice.choice(_KEYS)] = holder.pop(key)
         elif what == 2 and isinstance(holder, list):
-            holder.append(holder[key])
+            holder.append(copy.deepcopy(holder[key]))
         else:
-            holder[key] = choice.choice(_VALUES)
+            holder[key] = copy.deepcopy(choice.choice(_VALUES))  # what follows may change it
         if not list(_places(made)):
             break
     return made
