@@ -3,6 +3,7 @@
 # make lint   style, types and the style budget
 # make bench  measurements, side by side with other tools where they are installed
 # make sweep  every model of a zoo with every preset, into docs/sweep.md; ZOO=DIR names the zoo
+# make fuzz   damaged models, recipes and samples; FUZZ_CASES=… of them, FUZZ_SEED=…
 # make clean  remove what the targets above made, except .venv
 #
 # The first of them makes .venv and installs the project into it. Needs Python 3.11 or newer; another one than the
@@ -15,9 +16,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 WORKERS ?= 2
 ZOO ?= $(QCLI_ZOO)
+FUZZ_CASES ?= 20000
+FUZZ_SEED ?= $(shell date +%Y%m%d)
 CNN := sample_models/cnn
 
-.PHONY: demo test lint bench sweep clean
+.PHONY: demo test lint bench sweep fuzz clean
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml
@@ -45,6 +48,10 @@ bench: $(INSTALLED)
 
 sweep: $(INSTALLED)
 	$(BIN)/python -m benchmarks sweep --zoo $(ZOO) -o docs/sweep.md
+
+fuzz: $(INSTALLED)
+	@echo "FUZZ_SEED=$(FUZZ_SEED) FUZZ_CASES=$(FUZZ_CASES)"
+	FUZZ_SEED=$(FUZZ_SEED) FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz/test_fuzz.py
 
 clean:
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ import numpy as np
 
 from qcli.errors import InputError, NothingToDoError
 from qcli.graph import Model, concrete_shapes
-from qcli.runtime import Session
+from qcli.runtime import Session, on_sample
 from qcli.statistics import Statistics
 from qcli.types import Array, FloatArray, Request
 
@@ -74,7 +74,8 @@ class _Sweep:
 
     def measure(self, sample: tuple[str, Mapping[str, Array]]) -> None:
         file, feeds = sample
-        values = {**feeds, **self._session.run(feeds, self._values)} if self._values else dict(feeds)
+        with on_sample(file):
+            values = {**feeds, **self._session.run(feeds, self._values)} if self._values else dict(feeds)
         self._turn += 1
         start = self._turn * len(self._targets) // 2 % max(len(self._targets), 1)
         for request, statistic, lock in (*self._targets[start:], *self._targets[:start]):

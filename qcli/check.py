@@ -11,7 +11,7 @@ import msgspec
 
 from qcli.dataset import Dataset
 from qcli.dataset import Problem as SampleProblem
-from qcli.errors import QcliError
+from qcli.errors import QcliError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.gates import parse_gate
 from qcli.graph import Model, check_sizes, load_model
@@ -131,7 +131,10 @@ def _bad_samples(place: str, stream: SampleStream | None) -> Iterator[Problem]:
     if stream is None or not isinstance(stream.dataset, Dataset):
         return
     bad: list[SampleProblem] = []
-    for _ in stream.dataset.good(bad):
-        pass
+    try:
+        for _ in stream.dataset.good(bad):
+            pass
+    except UsageError as error:  # no sample can be read so
+        yield Problem(level="error", place=place, message=error.message, hint=error.hint)
     for one in bad:
         yield Problem(level="error", place=f"{place}: {one.file}", message=one.reason, hint=one.hint)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from qcli.files import check_writable, replace_file
+from qcli.files import check_distinct, check_writable, replace_file
 from qcli.gates import check_gates
 from qcli.graph import load_model
 from qcli.recipe import Recipe, RecipeFile, load_recipe, preset_names
@@ -72,6 +72,8 @@ def write_starter(model: Path | None = None, output: Path | None = None) -> str:
 
     Written to `output` if that is given, and "" returned; else returned.
     """
+    if output is not None:
+        check_distinct([output], [model] if model is not None else [])
     text = starter(model)
     if output is None:
         return text

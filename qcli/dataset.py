@@ -71,6 +71,7 @@ class Dataset(Noun, frozen=True, kw_only=True):
     inputs: tuple[InputSpec, ...]
     files: tuple[SampleFile, ...]
     labels: dict[str, int] = msgspec.field(default_factory=dict)
+    tables: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -105,6 +106,10 @@ class Dataset(Noun, frozen=True, kw_only=True):
                 total.update(len(encoded).to_bytes(8, "little") + encoded + _file_sha256(path))
         return total.hexdigest()
 
+    def paths(self) -> tuple[Path, ...]:
+        """Every file that is read: samples, those of a folder that is one sample, and tables of labels."""
+        return (*(path for file in self.files for _, path in _contents(file)), *self.tables)
+
     def _read(self, file: SampleFile) -> Iterator[Sample]:
         for record in file.reader.read(file.path, self.inputs):
             named = msgspec.structs.replace(record, file=file.name)
@@ -138,7 +143,7 @@ def open_dataset(path: Path | str, inputs: tuple[InputSpec, ...], **options: Unp
     tables = found.tables if given is None else (LabelTable(path=Path(given)),)
     labels = read_labels(tables, {file.name for file in found.files}, found.root)
     files = _sharded(_limited(found.files, options.get("limit")), options.get("shard"))
-    return Dataset(root=root, inputs=inputs, files=files, labels=labels)
+    return Dataset(root=root, inputs=inputs, files=files, labels=labels, tables=tuple(table.path for table in tables))
 
 
 def check_all(dataset: Dataset) -> list[str]:

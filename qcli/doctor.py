@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from qcli.errors import RuntimeFailure
+from qcli.files import scratch_folder
 from qcli.graph.optimized import read_optimized
 from qcli.graph.probe import PROBED, kernel_probe
 from qcli.report import Environment, environment
@@ -62,8 +61,8 @@ def examine() -> Diagnosis:
 
 def integer_kernel(op: str) -> str:
     """The kernel that runs a quantized operator, or "" if onnxruntime converts to float for it."""
-    with TemporaryDirectory(prefix="qcli-") as folder:
-        saved = Path(folder) / "optimized.onnx"
+    with scratch_folder() as folder:
+        saved = folder / "optimized.onnx"
         try:
             Session(kernel_probe(op), optimized_to=saved)
         except RuntimeFailure:

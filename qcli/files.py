@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qcli.errors import QcliError, ResourceError, UsageError
@@ -17,6 +20,7 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises UsageError for a place that cannot be written and ResourceError for a full disk; `path` is then as before.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _unfinished.add(partial)
     try:
         with partial.open("wb") as stream:
             stream.write(content)
@@ -28,6 +32,39 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             partial.unlink()
+        _unfinished.discard(partial)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for temporary files, gone afterwards. Raises ResourceError where there is no place for one."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"qcli-{secrets.token_hex(8)}"
+        _unfinished.add(folder)  # before it is there, so that no interrupt comes between
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise ResourceError(
+            f"there is no place for temporary files: {error.strerror}", "let TMPDIR point to another folder"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unfinished.discard(folder)
+
+
+def sweep() -> None:
+    """Takes away what an interrupt left: it can strike between any two lines, those that tidy up included."""
+    for path in tuple(_unfinished):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+_unfinished: set[Path] = set()
+"""Temporary files and folders that exist, or are about to."""
 
 
 def write_error(path: Path, error: OSError) -> QcliError:
@@ -40,13 +77,26 @@ def write_error(path: Path, error: OSError) -> QcliError:
 
 def check_distinct(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """What is read is never overwritten, and no two results go to one file. Raises UsageError."""
-    seen: set[Path] = {path.resolve() for path in inputs if path.exists()}
+    seen: set[Path] = {path.resolve() for path in inputs if is_there(path)}
     for path in outputs:
         place = path.resolve()
         if place in seen:
             problem = f"'{path}' is read or written otherwise in this run"
             raise UsageError(problem, "inputs are never changed; name another file")
         seen.add(place)
+
+
+def is_there(path: Path) -> bool:
+    """`path.exists()`, but False for names that are too long and for folders that may not be entered."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def same_file(first: Path, second: Path) -> bool:
+    """True for two names, or two hard links, of one file."""
+    return is_there(first) and is_there(second) and first.samefile(second)
 
 
 def check_writable(path: Path) -> None:

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from qcli.files import scratch_folder
 from qcli.graph import Model, Node, concrete_shapes, normalize_graph, original_name
 from qcli.graph.optimized import OptimizedGraph, RuntimeNode, read_optimized
 from qcli.layers import RECURRENT, multiply_accumulates
@@ -67,8 +67,8 @@ def read_kernels(quantized: bytes | Path, float_model: Model, feeds: Mapping[str
     `feeds` is one sample: multiply-accumulates are counted for its shapes. Raises RuntimeFailure if
     onnxruntime cannot load the model.
     """
-    with TemporaryDirectory(prefix="qcli-") as folder:
-        saved = Path(folder) / "optimized.onnx"
+    with scratch_folder() as folder:
+        saved = folder / "optimized.onnx"
         Session(quantized, optimized_to=saved)
         optimized = read_optimized(saved, feeds)
     normal = float_model.copy()

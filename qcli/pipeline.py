@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,10 +17,11 @@ from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
-from qcli.files import check_distinct, check_writable
+from qcli.files import check_distinct, check_writable, same_file, scratch_folder
 from qcli.gates import check_gates, evaluate
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
 from qcli.job import QuantizeJob
+from qcli.job_files import dependencies, named_inputs
 from qcli.latency import Effort
 from qcli.plan import check_plan, make_plan, read_plan, required_opset
 from qcli.plugins import create
@@ -90,13 +90,19 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
     quantized, plan = _quantize(job, prepared, watch)
     prepared = replace(prepared, plan=plan)
     watch.phase("validate")
-    with tempfile.TemporaryDirectory(prefix="qcli-") as folder:
-        written = Path(folder) / output_path(job).name
+    with scratch_folder() as folder:
+        written = folder / output_path(job).name
         save_model(quantized, written)
         facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
         validation = validate(_validate_job(job, prepared, evaluation, written, watch))
     report = _report(job, prepared, validation, watch)
-    report = msgspec.structs.replace(report, output=facts, size=size_of(_facts_of(report.model), facts))
+    report = msgspec.structs.replace(
+        report,
+        output=facts,
+        size=size_of(_facts_of(report.model), facts),
+        seconds=Seconds(**watch.finish()),
+        peak_memory_mb=peak_memory_mb(),
+    )
     report = with_gates(report, evaluate(gates, report))
     return _finish(job, prepared, quantized, report, watch)
 
@@ -212,11 +218,7 @@ def _step_samples(job: QuantizeJob, recipe: Recipe, model: Model) -> SampleStrea
 
 def _evaluation(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Iterable[Sample]:
     """The samples to judge by; without any, a few of the calibration samples, which flatter."""
-    source = prepared.recipe.samples.validation
-    if source.preprocess is None:
-        preprocess = prepared.recipe.samples.calibration.preprocess
-        source = msgspec.structs.replace(source, preprocess=preprocess)
-    given = open_source(source, job.evaluation, prepared.source.inputs(), labels=job.labels)
+    given = _named_evaluation(job, prepared)
     if given is not None:
         return _watched(given, len(given), watch)
     if job.labels is not None:
@@ -226,6 +228,14 @@ def _evaluation(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Iterable[
     watch.warn(f"no evaluation samples: compared on up to {_SMOKE_SAMPLES} of the calibration samples")
     count = min(_SMOKE_SAMPLES, len(prepared.calibration))
     return _watched(islice(prepared.calibration, count), count, watch)
+
+
+def _named_evaluation(job: QuantizeJob, prepared: Prepared) -> SampleStream | None:
+    source = prepared.recipe.samples.validation
+    if source.preprocess is None:
+        preprocess = prepared.recipe.samples.calibration.preprocess
+        source = msgspec.structs.replace(source, preprocess=preprocess)
+    return open_source(source, job.evaluation, prepared.source.inputs(), labels=job.labels)
 
 
 def _made_up(prepared: Prepared, watch: Watch) -> Iterable[Sample]:
@@ -307,36 +317,19 @@ def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Repo
         report = msgspec.structs.replace(report, output=msgspec.structs.replace(facts, path=str(rejected)))
     else:
         report = msgspec.structs.replace(report, output=None)
-    report = msgspec.structs.replace(
-        report,
-        warnings=tuple(watch.warnings),
-        seconds=Seconds(**watch.finish()),
-        peak_memory_mb=peak_memory_mb(),
-    )
+    report = msgspec.structs.replace(report, warnings=tuple(watch.warnings))
     for path in job.reports:
         write_report(report, path)
     if job.depfile is not None and report.status == "passed":
-        write_depfile(job.depfile, output, _inputs(job, prepared))
+        judged = _named_evaluation(job, prepared)
+        write_depfile(job.depfile, output, dependencies(job, (prepared.calibration, judged)))
     return report
-
-
-def _inputs(job: QuantizeJob, prepared: Prepared) -> tuple[Path, ...]:
-    """Every file that the result depends on."""
-    named = (job.model, Path(job.recipe), job.plan, job.stats, job.labels)
-    files = [path for path in named if path is not None and path.is_file()]
-    return (*files, *(prepared.calibration.files() if prepared.calibration is not None else ()))
-
-
-def named_inputs(job: QuantizeJob) -> tuple[Path, ...]:
-    """The files and folders that a job names."""
-    named = (job.model, Path(job.recipe), job.calibration, job.evaluation, job.plan, job.stats, job.labels)
-    return tuple(path for path in named if path is not None)
 
 
 def _check_outputs(job: QuantizeJob) -> None:
     """What cannot be written is refused before the work, not after it."""
     output = output_path(job)
-    if output.exists() and job.model.exists() and output.samefile(job.model):
+    if same_file(output, job.model):
         raise UsageError(f"output '{output}' is the input", "the input is never changed; name another file with -o")
     outputs = (*job.reports, *([job.depfile] if job.depfile is not None else []))
     rejected = [output.with_name(f"{output.stem}.rejected.onnx")] if job.keep_failing else []

@@ -11,7 +11,7 @@ import msgspec
 from qcli.configure import convert
 from qcli.errors import NothingToDoError, UsageError
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
-from qcli.layers import LAYERS, bias_layer, output_channel_axis
+from qcli.layers import LAYERS, bias_layer, output_channel_axis, weight_operands
 from qcli.matching import RuleBook
 from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
 from qcli.plugins import choice_of, create
@@ -104,8 +104,17 @@ def check_plan(plan: Plan, model: Model) -> None:
         raise NothingToDoError("the plan has no entries", "make it again with 'qcli plan'")
     _check_formats(plan.entries, create("targets", plan.target), plan.target)
     nodes = {node_key(node): node for node in model.nodes()}
+    seen: set[tuple[str, Role, int]] = set()
     for entry in plan.entries:
         _check_site(entry.site, nodes.get(entry.site.node))
+        _check_axis(entry, nodes[entry.site.node])
+        key = (entry.site.node, entry.site.role, entry.site.operand)
+        if key in seen:
+            problem = (
+                f"the plan has two entries for {entry.site.role.value} {entry.site.operand} of '{entry.site.node}'"
+            )
+            raise UsageError(problem, "keep one of them")
+        seen.add(key)
     for entry in plan.entries:
         if entry.site.role is Role.BIAS:
             _check_bias(plan, entry.site, nodes[entry.site.node])
@@ -120,6 +129,20 @@ def _check_site(site: Site, node: Node | None) -> None:
         raise UsageError(
             f"'{site.value}' is not {site.role.value} {site.operand} of '{site.node}'", "make the plan again"
         )
+
+
+def _check_axis(entry: Entry, node: Node) -> None:
+    """Channels of a weight are those of the outputs: any other axis is out of range, or silently worse."""
+    site, axis = entry.site, entry.grid.axis
+    if site.role is not Role.WEIGHT or axis is None:
+        return
+    sensible = {known for operand, known in weight_operands(node) if operand == site.operand}
+    if site.operand == 1 and node.op_type in LAYERS:
+        sensible.add(output_channel_axis(node))
+    if entry.grid.granularity != "channel" or axis not in sensible:
+        wanted = ", ".join(sorted(str(known) for known in sensible if known is not None)) or "no axis"
+        problem = f"the plan scales the weight '{site.value}' along axis {axis}; its output channels lie along {wanted}"
+        raise UsageError(problem, "correct 'axis' and 'granularity' of its grid, or make the plan again")
 
 
 def _check_bias(plan: Plan, site: Site, reader: Node) -> None:

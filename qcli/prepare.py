@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from qcli.graph import (
 )
 from qcli.metrics.sqnr import Sqnr
 from qcli.plugins import choice_of, create
-from qcli.runtime import Session
+from qcli.runtime import Session, on_sample
 from qcli.statistics import Statistics
 from qcli.steps._base import MeasuredStep
 from qcli.types import Array, Spec
@@ -88,17 +88,19 @@ def _reference(model: Model, samples: Samples | None, watch: Watch) -> tuple[Mod
     """The model, or its float32 form where onnxruntime runs only that, and what it computes for one sample."""
     probe, given = _probe(model, samples)
     same_db = min([SAME_DB, *(_ROUNDED_DB[kind] for kind in other_floats(model) if kind in _ROUNDED_DB)])
-    if probe is None:
-        return model, _Check(None, None, same_db)
+    session: Session | None = None
     try:
-        return model, _Check(probe, Session(model.serialize()).run(probe), same_db)
+        session = Session(model.serialize())  # steps may rely on a graph that onnxruntime has checked
+        with on_sample(given) if given else nullcontext():
+            return model, _Check(probe, session.run(probe) if probe is not None else None, same_db)
     except RuntimeFailure:
         form = float32_form(model)
         if form is not None:
-            reference = Session(form.serialize()).run(probe)
+            converted = Session(form.serialize())
+            reference = converted.run(probe) if probe is not None else None
             watch.warn("onnxruntime cannot run the model in its own floats: its float32 form is taken in its place")
             return form, _Check(probe, reference, same_db)
-        if given:
+        if given or session is None:
             raise
         return model, _Check(None, None, same_db)
 
@@ -156,15 +158,15 @@ def _equal(reference: Any, result: Any, same_db: float) -> bool:
     return metric.value() >= same_db
 
 
-def _probe(model: Model, samples: Samples | None) -> tuple[Feeds | None, bool]:
-    """One sample, and True; or zeros of the declared shapes, if they have any, and False."""
+def _probe(model: Model, samples: Samples | None) -> tuple[Feeds | None, str]:
+    """One sample, and its name; or zeros of the declared shapes, if they have any, and no name."""
     first = next(samples.feeds(), None) if samples is not None else None
     if first is not None:
-        return first[1], True
+        return first[1], first[0]
     if any(spec.shape is None or spec.dtype == "string" or spec.kind != "tensor" for spec in model.inputs()):
-        return None, False
+        return None, ""
     zeros = {
         spec.name: np.zeros([1 if size is None else size for size in spec.shape or ()], spec.dtype)
         for spec in model.inputs()
     }
-    return zeros, False
+    return zeros, ""

@@ -11,6 +11,7 @@ import msgspec
 
 from qcli.configure import convert
 from qcli.errors import UsageError, did_you_mean
+from qcli.files import is_there
 from qcli.plugins import create
 from qcli.types import Noun, Rule, Spec
 from qcli.yaml_file import parse_yaml, read_yaml
@@ -77,6 +78,7 @@ class _Layer(Noun, frozen=True, kw_only=True):
     own: bool
     data: dict[str, Any]
     file: RecipeFile
+    path: Path | None = None
 
 
 def preset_names() -> tuple[str, ...]:
@@ -103,6 +105,11 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def recipe_files(name: str) -> tuple[Path, ...]:
+    """The files that a recipe is read from, those that it extends included; presets belong to qcli."""
+    return tuple(layer.path for layer in _load_layers(name, None, 0) if layer.path is not None)
+
+
 def _load_layers(name: str, beside: Path | None, depth: int) -> list[_Layer]:
     if depth > _MAX_DEPTH:
         raise UsageError(f"recipe '{name}' extends itself", "break the circle of 'extends'")
@@ -116,7 +123,7 @@ def _load_layers(name: str, beside: Path | None, depth: int) -> list[_Layer]:
         data = _anchored(data, folder)
         file = convert(data, RecipeFile, where=f"recipe '{label}'")
     below = _load_layers(file.extends, folder, depth + 1) if file.extends else []
-    return [*below, _Layer(label=label, own=folder is not None, data=data, file=file)]
+    return [*below, _Layer(label=label, own=folder is not None, data=data, file=file, path=folder and folder / label)]
 
 
 def _read(name: str, beside: Path | None) -> tuple[Any, str, Path | None]:
@@ -124,7 +131,7 @@ def _read(name: str, beside: Path | None) -> tuple[Any, str, Path | None]:
     if name in preset_names():
         return read_yaml(_preset_folder() / f"{name}.yaml", "recipe"), name, None
     path = (beside / name) if beside is not None else Path(name)
-    if not path.exists():
+    if not is_there(path):
         hint = did_you_mean(name, preset_names())
         raise UsageError(f"no preset and no file is called '{name}'", hint)
     return read_yaml(path, "recipe"), path.name, path.parent

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,15 @@ def _array(value: Any) -> Any:
     content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()) if prod(shape) else b""
     codes = np.frombuffer(content, np.uint16).astype(np.uint32) << 16
     return codes.view(np.float32).reshape(shape)
+
+
+@contextmanager
+def on_sample(file: str) -> Iterator[None]:
+    """A failure inside names the sample on which the model does not run."""
+    try:
+        yield
+    except RuntimeFailure as error:
+        raise RuntimeFailure(f"sample '{file}': {error.message}", error.hint) from error
 
 
 def runtime_version() -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from qcli.dataset import Sample
 from qcli.errors import NothingToDoError
-from qcli.files import check_writable
+from qcli.files import check_distinct, check_writable
 from qcli.gates import check_gates, evaluate
 from qcli.graph import Model, check_sizes, load_model
 from qcli.latency import Effort
@@ -55,6 +55,8 @@ def compare_models(job: CompareJob, watch: Watch | None = None) -> Report:
     Raises the errors of `qcli.errors`, among them NothingToDoError without samples.
     """
     watch = watch or Watch()
+    named = (job.float_model, job.compressed, Path(job.recipe), job.evaluation, job.labels)
+    check_distinct(job.reports, [path for path in named if path is not None])
     for path in job.reports:
         report_writer(path)
         check_writable(path)

@@ -37,7 +37,7 @@ class SampleStream:
 
     def files(self) -> tuple[Path, ...]:
         """The files read, for depfiles."""
-        return tuple(file.path for file in self.dataset.files) if isinstance(self.dataset, Dataset) else ()
+        return self.dataset.paths() if isinstance(self.dataset, Dataset) else ()
 
 
 @dataclass(frozen=True)

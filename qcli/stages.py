@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from qcli.errors import UsageError
 from qcli.files import check_distinct, check_writable, replace_file
 from qcli.job import QuantizeJob
-from qcli.pipeline import calibrate_job, named_inputs, prepare_job
+from qcli.job_files import named_inputs
+from qcli.pipeline import calibrate_job, prepare_job
 from qcli.plan import plan_text
 from qcli.statistics import Header, Statistics, load_statistics
 from qcli.types import Plan
@@ -48,10 +50,20 @@ def merge_statistics(parts: Sequence[Path], output: Path) -> Header:
     check_distinct([output], parts)
     check_writable(output)
     merged: Statistics | None = None
+    seen: dict[bytes, Path] = {}
     for part in parts:
+        if (known := seen.setdefault(_digest(part), part)) is not part:
+            raise UsageError(f"'{known}' and '{part}' are the same statistics", "merge each shard once")
         statistics = load_statistics(part)
         merged = statistics if merged is None else merged.merge(statistics)
     if merged is None:
         raise UsageError("there is nothing to merge", "name two or more statistics files")
     merged.save(output)
     return merged.header
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return sha256(path.read_bytes()).digest()
+    except OSError:  # reading it as statistics says what is wrong
+        return str(path).encode()

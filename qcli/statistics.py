@@ -15,7 +15,7 @@ from qcli.contracts import Statistic
 from qcli.errors import InputError, QcliError, UsageError
 from qcli.files import replace_file
 from qcli.plugins import load
-from qcli.samples._arrays import read_array
+from qcli.samples._arrays import MAX_BYTES, read_array
 from qcli.samples._refuse import refusing
 from qcli.types import Array, Noun, Request
 
@@ -119,6 +119,8 @@ def _arrays(path: Path) -> dict[str, Array]:
         raise InputError(f"statistics '{path}' cannot be read: {error.strerror}", "check the path") from error
     arrays: dict[str, Array] = {}
     with refusing(path, "is not a statistics file", _HINT), zipfile.ZipFile(content) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
         for member in archive.infolist():
             with archive.open(member) as stream:
                 arrays[member.filename.removesuffix(".npy")] = read_array(stream, member.file_size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,6 +17,7 @@ from qcli.comparison import Comparison, OptimizationCheck, is_float
 from qcli.contracts import InputSpec
 from qcli.dataset import Sample
 from qcli.errors import InputError, NothingToDoError, RuntimeFailure
+from qcli.files import scratch_folder
 from qcli.graph import Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
 from qcli.latency import NORMAL_EFFORT, Effort, Latency, measure
@@ -32,7 +32,7 @@ from qcli.report import (
     file_facts,
     size_of,
 )
-from qcli.runtime import Session
+from qcli.runtime import Session, on_sample
 from qcli.types import Array, Noun
 from qcli.watch import Watch
 
@@ -141,7 +141,8 @@ def _run_all(
     total = len(job.samples) if isinstance(job.samples, Sized) else 0
     feeds: list[dict[str, Array]] = []
     for done, sample in enumerate(job.samples, start=1):
-        reference, result = sessions.float_model.run(sample.feeds), sessions.compressed.run(sample.feeds)
+        with on_sample(sample.file):
+            reference, result = sessions.float_model.run(sample.feeds), sessions.compressed.run(sample.feeds)
         _check_finite(reference, sample.file)
         for meter in meters:
             meter.update(reference, result, sample)
@@ -156,8 +157,8 @@ def _run_all(
 def _model(source: Path | bytes) -> Model:
     if isinstance(source, Path):
         return load_model(source)
-    with TemporaryDirectory(prefix="qcli-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(source)
         return load_model(path)
 

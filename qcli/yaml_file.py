@@ -10,6 +10,7 @@ import yaml
 from qcli.errors import UsageError
 
 _LIMIT = 4 << 20
+_LONGEST_NUMBER = 400
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -20,11 +21,20 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.YAMLError("aliases are not allowed")
         return super().compose_node(parent, index)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """YAML counts `1:30` in sixties: a number of a megabyte would take hours to be read."""
+        long = len(node.value) > _LONGEST_NUMBER
+        if long and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+            raise yaml.YAMLError(f"a number of more than {_LONGEST_NUMBER} digits")
+        return super().construct_scalar(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                raise yaml.YAMLError(f"the key '{key}' stands twice")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            written = repr(self.construct_object(key, deep=True))  # a key may be a list, which no set holds
+            if written in seen:
+                raise yaml.YAMLError(f"the key {written} stands twice")
+            seen.add(written)
         return super().construct_mapping(node, deep)
 
 

@@ -26,7 +26,7 @@ LAYERS = {
     "graph plug-ins": ("encodings.*", "steps.*"),
     "facts": ("recipe", "report", "dataset", "tracing", "pairs", "legality"),
     "parts of a stage": ("matching", "placement", "calibrate", "cache", "sources"),
-    "parts of a judgement": ("gates", "kernels", "latency", "comparison"),
+    "parts of a judgement": ("job_files", "gates", "kernels", "latency", "comparison"),
     "what is left over": ("stored",),
     "stages": ("plan", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
     "after the measurement": ("refine", "apply"),

@@ -17,6 +17,7 @@ import typer
 
 from qcli.cli._screen import console_for, say
 from qcli.errors import QcliError, ResourceError, did_you_mean
+from qcli.files import sweep
 
 _USAGE = 2
 _BUG = 70
@@ -49,6 +50,7 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
         return 0
     except (Exception, Interrupted) as error:
         fault = describe(error)
+        sweep()
         if debug:
             traceback.print_exception(error, file=sys.stderr)
     console = console_for("stderr")

@@ -30,6 +30,8 @@ _LONGEST_VECTOR = 1 << 20
 
 _UNKNOWN_MEMORY = 16 << 30
 
+_KINDS = {int(kind) for kind in ir.DataType} - {0}
+
 _FIELDS: dict[str, tuple[str, ...]] = {
     "float_data": ("FLOAT", "COMPLEX64"),
     "double_data": ("DOUBLE", "COMPLEX128"),
@@ -47,6 +49,10 @@ def check_claims(path: Path, proto: onnx.ModelProto) -> None:
     """
     if not _is_text(proto):
         raise InputError(f"model '{path}' is damaged: a name in it is not UTF-8", "export or download it again")
+    for value in proto.graph.input:
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type not in _KINDS:
+            problem = f"model '{path}' is damaged: the input '{value.name}' has no known type"
+            raise InputError(problem, "export or download it again")
     for tensor in _tensors(proto.graph):
         _check_tensor(path, tensor)
     for function in proto.functions:
@@ -130,7 +136,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _tensors_of(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
     for attribute in node.attribute:
-        if attribute.HasField("t"):
+        if attribute.HasField("t") or attribute.type == onnx.AttributeProto.TENSOR:
             yield attribute.t
         yield from attribute.tensors
         for sparse in [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []:
@@ -145,6 +151,13 @@ def _bodies(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
 
 def _is_text(message: Message) -> bool:
     """False if a field of text, here or below, is none: protobuf hands such a field out as bytes."""
+    if isinstance(message, onnx.TensorProto):  # whose data would be copied
+        texts = (
+            message.name,
+            message.doc_string,
+            *(text for item in message.external_data for text in (item.key, item.value)),
+        )
+        return all(isinstance(text, str) for text in texts)
     for field, value in message.ListFields():
         several = value if field.is_repeated else (value,)
         if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in several):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from qcli.errors import InputError
 from qcli.types import Array
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def infer_shapes(model: Model, *, follow_data: bool = True) -> None:
     order = tuple(model.graph.initializers)
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=follow_data)(model.ir)
     _forget_sequences(model)
+    if set(order) - set(model.graph.initializers):  # it broke off while they were set aside
+        raise InputError("the model is damaged: its graph cannot be written", "export or download it again")
     for name in order:  # the pass takes large weights out and puts them back at the end
         model.graph.initializers[name] = model.graph.initializers.pop(name)
 

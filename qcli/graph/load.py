@@ -79,8 +79,11 @@ def _to_ir(path: Path, proto: onnx.ModelProto) -> ir.Model:
     try:
         model = ir.from_proto(proto)
         TopologicalSortPass()(model)
+        bare = model.clone()  # every later stage copies the model and writes it: what cannot be is found here
+        bare.graph.initializers.clear()
+        ir.to_proto(bare)
         return model
-    except (ValueError, TypeError, KeyError, AttributeError, ir.serde.SerdeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ir.serde.SerdeError, RuntimeError) as error:
         reason = (str(_root_cause(error)).splitlines() or [type(error).__name__])[0]
         raise InputError(f"model '{path}' is damaged: {reason}", "export or download it again") from error
 

@@ -31,7 +31,12 @@ class Extrema:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> Self:
-        return cls(np.array(arrays["lower"], dtype=np.float32), np.array(arrays["upper"], dtype=np.float32))
+        lower, upper = np.array(arrays["lower"], dtype=np.float32), np.array(arrays["upper"], dtype=np.float32)
+        if lower.ndim != 1 or lower.shape != upper.shape or not np.all(np.isfinite(upper) & (lower <= upper)):
+            raise ValueError("the extrema do not fit together")
+        if not np.isfinite(lower).all():
+            raise ValueError("the extrema are not finite")
+        return cls(lower, upper)
 
     def update(self, batch: FloatArray) -> None:
         """Takes in [channels, n]; n may be 0. Raises InputError on Inf or NaN, or if the channels change."""

@@ -37,10 +37,14 @@ class Histogram:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> Self:
-        held = np.diff(arrays["offsets"])
+        extrema, held = Extrema.from_arrays(arrays), np.diff(arrays["offsets"])
+        if len(held) != len(extrema.lower):
+            raise ValueError("the histograms are not those of the extrema")
+        if np.any(arrays["counts"] < 0):
+            raise ValueError("a bin holds less than nothing")
         counts = _no_counts(len(held))
         counts[np.repeat(np.arange(len(held)), held), arrays["bins"]] = arrays["counts"]
-        return cls(Extrema.from_arrays(arrays), counts)
+        return cls(extrema, counts)
 
     def update(self, batch: FloatArray) -> None:
         """Takes in [channels, n]; n may be 0. Raises InputError on Inf or NaN, or if the channels change."""

@@ -35,6 +35,8 @@ def fold_affine_into(graph: Graph, layer: Node, follower: Node, factor: Array, o
     bias = constant_of(layer.inputs[2]) if has_bias else np.zeros(1)
     if bias is None:
         return False
+    if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
+        return False
     return _FOLDERS[layer.op_type](graph, layer, follower, (weight, bias, factor, offset))
 
 

@@ -166,11 +166,8 @@ def _plan(folder: Path, choice: Choice) -> list[str]:
 def _stats(folder: Path, choice: Choice) -> list[str]:
     name = choice.choice(("conv", "dense"))
     _write(folder, _bases()[name][1])
-    content = _made(name, "calibrate", "stats.npz")
-    if choice.random() < 0.6:
-        content = _changed_stats(content, choice)
-    else:
-        content = mutated_bytes(content, choice, content)
+    made = _made(name, "calibrate", "stats.npz")
+    content = _changed_stats(made, choice) if choice.random() < 0.6 else mutated_bytes(made, choice, made)
     (folder / "given.npz").write_bytes(content)
     if choice.random() < 0.2:
         (folder / "other.npz").write_bytes(_made(name, "calibrate", "stats.npz"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 from pathlib import Path
@@ -38,11 +39,49 @@ _RECIPE: dict[str, Any] = {
 }
 
 _VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**63, 10**30, 0.5, float("nan"), float("inf"), -1e308, "", "x", "int8", "int8-entropy",
-    "minmax", "entropy", "mse", "channel", "uint8", "int4", "../..", "\0", "ü", "n" * 5000, [], {}, [[]], {"a": {"b": 1}},
-    [1, "a"], {"fixed": {"lower": 3, "upper": 1}}, {"entropy": {"levels": 1}}, {"percentile": {"keep": 0}}, "/*", "[", "**",
-    {"minmax": None}, {"percentile": None}, {"a": None, "b": None}, "2024-01-01", b"bytes",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2**63,
+    10**30,
+    0.5,
+    float("nan"),
+    float("inf"),
+    -1e308,
+    "",
+    "x",
+    "int8",
+    "int8-entropy",
+    "minmax",
+    "entropy",
+    "mse",
+    "channel",
+    "uint8",
+    "int4",
+    "../..",
+    "\0",
+    "ü",
+    "n" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": {"b": 1}},
+    [1, "a"],
+    {"fixed": {"lower": 3, "upper": 1}},
+    {"entropy": {"levels": 1}},
+    {"percentile": {"keep": 0}},
+    "/*",
+    "[",
+    "**",
+    {"minmax": None},
+    {"percentile": None},
+    {"a": None, "b": None},
+    "2024-01-01",
+    b"bytes",
+)
 _KEYS = (
     "version",
     "rules",
@@ -61,10 +100,31 @@ _KEYS = (
     None,
 )
 _TEXTS = (
-    "&a [*a]", "a: &a [1]\nb: *a", "!!python/object:os.system {}", "%YAML 9.9", "---\n---\n", "\t", "? [a]\n: b",
-    "!!binary xxx", "!!set {a, b}", "<<: {version: 1}", "version: 1\nversion: 1", "1:1:1:1", "0x", "!!int ''", "[" * 3000,
-    "- " * 3000, "a: " * 500, "{" * 500, "\ufeffversion: 1", "\x85", "\ud83d", "!!float x", "!!timestamp 1", "= 3",
-)  # fmt: skip
+    "&a [*a]",
+    "a: &a [1]\nb: *a",
+    "!!python/object:os.system {}",
+    "%YAML 9.9",
+    "---\n---\n",
+    "\t",
+    "? [a]\n: b",
+    "!!binary xxx",
+    "!!set {a, b}",
+    "<<: {version: 1}",
+    "version: 1\nversion: 1",
+    "1:1:1:1",
+    "0x",
+    "!!int ''",
+    "[" * 3000,
+    "- " * 3000,
+    "a: " * 500,
+    "{" * 500,
+    "\ufeffversion: 1",
+    "\x85",
+    "\ud83d",
+    "!!float x",
+    "!!timestamp 1",
+    "= 3",
+)
 
 
 def mutated_recipe(choice: Choice) -> str | bytes:
@@ -87,7 +147,7 @@ def mutated_plan(text: str, choice: Choice) -> str:
         entry["grid"] = {**entry.get("grid", {}), "axis": choice.choice((0, 1, 2, 3, -1, 9)), "granularity": "channel"}
         return yaml.safe_dump(plan)
     if choice.random() < 0.2 and plan["entries"]:
-        plan["entries"].append(choice.choice(plan["entries"]))
+        plan["entries"].append(copy.deepcopy(choice.choice(plan["entries"])))
         return yaml.safe_dump(plan)
     if choice.random() < 0.2 and plan["entries"]:
         plan["entries"].remove(choice.choice(plan["entries"]))
@@ -97,21 +157,21 @@ def mutated_plan(text: str, choice: Choice) -> str:
 
 def changed(data: Any, choice: Choice, times: int) -> Any:
     """Plain data with a few of its values, keys or items replaced, dropped or repeated."""
-    copy = yaml.safe_load(yaml.safe_dump(data))
+    made = yaml.safe_load(yaml.safe_dump(data))
     for _ in range(times):
-        holder, key = choice.choice(list(_places(copy)))
+        holder, key = choice.choice(list(_places(made)))
         what = choice.randrange(5)
         if what == 0:
             del holder[key]
         elif what == 1 and isinstance(holder, dict):
             holder[choice.choice(_KEYS)] = holder.pop(key)
         elif what == 2 and isinstance(holder, list):
-            holder.append(holder[key])
+            holder.append(copy.deepcopy(holder[key]))
         else:
-            holder[key] = choice.choice(_VALUES)
-        if not list(_places(copy)):
+            holder[key] = copy.deepcopy(choice.choice(_VALUES))  # what follows may change it
+        if not list(_places(made)):
             break
-    return copy
+    return made
 
 
 def _places(data: Any) -> Any:
