@@ -21,7 +21,7 @@ from qcli.existing import refuse_quantized
 from qcli.files import check_distinct, check_writable
 from qcli.gates import check_gates, evaluate
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
-from qcli.job import QuantizeJob
+from qcli.job import QuantizeJob, named_inputs
 from qcli.latency import Effort
 from qcli.plan import check_plan, make_plan, read_plan, required_opset
 from qcli.plugins import create
@@ -323,12 +323,6 @@ def _inputs(job: QuantizeJob, prepared: Prepared) -> tuple[Path, ...]:
     named = (job.model, Path(job.recipe), job.plan, job.stats, job.labels)
     files = [path for path in named if path is not None and path.is_file()]
     return (*files, *(prepared.calibration.files() if prepared.calibration is not None else ()))
-
-
-def named_inputs(job: QuantizeJob) -> tuple[Path, ...]:
-    """The files and folders that a job names."""
-    named = (job.model, Path(job.recipe), job.calibration, job.evaluation, job.plan, job.stats, job.labels)
-    return tuple(path for path in named if path is not None)
 
 
 def _check_outputs(job: QuantizeJob) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qcli.errors import UsageError
 from qcli.files import check_distinct, check_writable, replace_file
-from qcli.job import QuantizeJob
-from qcli.pipeline import calibrate_job, named_inputs, prepare_job
+from qcli.job import QuantizeJob, named_inputs
+from qcli.pipeline import calibrate_job, prepare_job
 from qcli.plan import plan_text
 from qcli.statistics import Header, Statistics, load_statistics
 from qcli.types import Plan
