@@ -21,8 +21,8 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `decode: load` writes Cast and Mul, which onnxruntime computes once when it loads the model: the speed and the
     memory of the float model. `decode: run` writes DequantizeLinear, which onnxruntime never folds: it runs each time,
-    the kernel finds no constant weight to pack, and memory holds the integers alone. Rows that a Gather fetches are
-    decoded behind it, in both cases.
+    the kernel finds no constant weight to pack, and memory holds the integers alone; of some MatMul it makes
+    MatMulNBits. Rows that a Gather fetches are decoded behind it, in both cases.
     """
 
     decode: Literal["load", "run"] = "load"
