@@ -92,7 +92,8 @@ def _batch(value: Array, axis: int | None) -> FloatArray:
     array = np.asarray(value, np.float32)
     if axis is None:
         return array.reshape(1, -1)
-    return np.ascontiguousarray(np.moveaxis(array, axis, 0)).reshape(array.shape[axis], -1)
+    channels = array.shape[axis]
+    return np.ascontiguousarray(np.moveaxis(array, axis, 0)).reshape(channels, array.size // max(channels, 1))
 
 
 def _groups(

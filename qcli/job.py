@@ -38,3 +38,9 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     depfile: Path | None = None
     requantize_rest: bool = False
     shard: tuple[int, int] | None = None
+
+
+def named_inputs(job: QuantizeJob) -> tuple[Path, ...]:
+    """The files and folders that a job names."""
+    named = (job.model, Path(job.recipe), job.calibration, job.evaluation, job.plan, job.stats, job.labels)
+    return tuple(path for path in named if path is not None)

@@ -11,12 +11,6 @@ from qcli.recipe import recipe_files
 from qcli.sources import SampleStream
 
 
-def named_inputs(job: QuantizeJob) -> tuple[Path, ...]:
-    """The files and folders that a job names."""
-    named = (job.model, Path(job.recipe), job.calibration, job.evaluation, job.plan, job.stats, job.labels)
-    return tuple(path for path in named if path is not None)
-
-
 def dependencies(job: QuantizeJob, streams: Iterable[SampleStream | None]) -> tuple[Path, ...]:
     """Every file that the result of a job depends on: a change of one makes it stale."""
     named = (job.plan, job.stats, job.labels)

@@ -20,8 +20,8 @@ from qcli.existing import refuse_quantized
 from qcli.files import check_distinct, check_writable, same_file, scratch_folder
 from qcli.gates import check_gates, evaluate
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
-from qcli.job import QuantizeJob
-from qcli.job_files import dependencies, named_inputs
+from qcli.job import QuantizeJob, named_inputs
+from qcli.job_files import dependencies
 from qcli.latency import Effort
 from qcli.plan import check_plan, make_plan, read_plan, required_opset
 from qcli.plugins import create

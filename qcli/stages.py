@@ -8,8 +8,7 @@ from pathlib import Path
 
 from qcli.errors import UsageError
 from qcli.files import check_distinct, check_writable, replace_file
-from qcli.job import QuantizeJob
-from qcli.job_files import named_inputs
+from qcli.job import QuantizeJob, named_inputs
 from qcli.pipeline import calibrate_job, prepare_job
 from qcli.plan import plan_text
 from qcli.statistics import Header, Statistics, load_statistics

@@ -48,7 +48,7 @@ def store_weights(model: Model, rules: RuleBook, taken: tuple[Entry, ...], unfit
         if refusal is not None:
             reasons[key] = refusal
             continue
-        found += _entries(node, operands, rules, reasons, unfit)
+        found += _in_unison(node, tuple(_entries(node, operands, rules, reasons, unfit)))
     return _without_float_readers(model, taken, found, reasons)
 
 
@@ -76,6 +76,21 @@ def _entries(
             continue
         axis = axis if entry.grid.granularity == "channel" else None
         yield msgspec.structs.replace(entry, grid=msgspec.structs.replace(entry.grid, axis=axis))
+
+
+def _in_unison(node: Node, entries: tuple[Entry, ...]) -> Iterator[Entry]:
+    """The dynamic form of an LSTM takes both of its weights as integers; where one stays float, the other is stored."""
+    both = len(entries) == 2 and all(_is_dynamic(entry) for entry in entries)
+    for entry in entries:
+        if node.op_type != "LSTM" or both or not _is_dynamic(entry):
+            yield entry
+        else:
+            because = f"{entry.because}; not dynamic: its other weight is not"
+            yield msgspec.structs.replace(entry, encoding="weight_only", because=because)
+
+
+def _is_dynamic(entry: Entry) -> bool:
+    return choice_of(entry.encoding).name == "dynamic"
 
 
 def _encoded(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, str]) -> Entry:

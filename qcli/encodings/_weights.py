@@ -66,8 +66,8 @@ def home_of(coded: Coded) -> Graph:
     return home
 
 
-def dequantized(coded: Coded, pool: Pool) -> Value:
-    """The real value of a coded constant, behind a DequantizeLinear in front of its reader.
+def dequantized(coded: Coded, pool: Pool, reader: Node) -> Value:
+    """The real value of a coded constant, behind a DequantizeLinear in front of `reader`.
 
     A zero point of zero is left out where onnxruntime does without: for biases and for kernels. Those of matrices
     are written, and each on its own, since `session.x64quantprecision` rewrites them one by one.
@@ -80,7 +80,7 @@ def dequantized(coded: Coded, pool: Pool) -> Value:
         inputs.append(add_initializer(home_of(coded), f"{name}_zero", zero))
     attributes = {} if scale.axis is None else {"axis": scale.axis}
     node = make_node("DequantizeLinear", inputs, name=f"{name}_dq", output=f"{name}_dq", attributes=attributes)
-    insert_before(coded.node, node, graph_of(coded.node))
+    insert_before(reader, node, graph_of(reader))
     return node.outputs[0]
 
 

@@ -25,7 +25,8 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """Constants of one node stored as codes behind DequantizeLinear nodes."""
         for coded in weights:
             key = (id(graph_of(coded.node)), coded.name, id(coded.codes), "run")
-            coded.node.replace_input_with(coded.operand, pool.once(key, lambda coded=coded: dequantized(coded, pool)))  # type: ignore[misc]
+            real = pool.once(key, lambda coded=coded: dequantized(coded, pool, coded.node))  # type: ignore[misc]
+            coded.node.replace_input_with(coded.operand, real)
 
     def activation(self, graph: Graph, source: Value, name: str, scale: Scale) -> Value:
         """QuantizeLinear and DequantizeLinear behind `source`; what comes out of them, which nobody reads yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import msgspec
@@ -9,7 +10,7 @@ import numpy as np
 
 from qcli.contracts import broadcast
 from qcli.encodings._weights import Coded, Pool, dequantized, home_of
-from qcli.graph import Value, add_initializer, graph_of, insert_before, make_node, replace_value
+from qcli.graph import Value, add_initializer, enclosing_node, graph_of, insert_before, make_node, replace_value
 
 _FLOAT = 1
 """ONNX's number for float32, as Cast wants it."""
@@ -20,8 +21,8 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `decode: load` writes Cast and Mul, which onnxruntime computes once when it loads the model: the speed and the
     memory of the float model. `decode: run` writes DequantizeLinear, which onnxruntime never folds: it runs each time,
-    the kernel finds no constant weight to pack, and memory holds the integers alone. Rows that a Gather fetches are
-    decoded behind it, in both cases.
+    the kernel finds no constant weight to pack, and memory holds the integers alone; of some MatMul it makes
+    MatMulNBits. Rows that a Gather fetches are decoded behind it, in both cases.
     """
 
     decode: Literal["load", "run"] = "load"
@@ -38,27 +39,28 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             if _fetches_rows(coded):
                 self._gather(coded, pool)
             else:
-                key = (id(graph_of(coded.node)), coded.name, id(coded.codes), self.decode)
+                key = (id(home_of(coded)), coded.name, id(coded.codes), self.decode)
                 real = pool.once(key, lambda coded=coded: self._decoded(coded, pool))  # type: ignore[misc]
                 coded.node.replace_input_with(coded.operand, real)
 
     def _decoded(self, coded: Coded, pool: Pool) -> Value:
+        """The weight's real value, in the graph that holds the weight: bodies share it, and a Loop decodes once."""
+        home = home_of(coded)
+        reader = enclosing_node(home, coded.node)
         if self.decode == "run":
-            return dequantized(coded, pool)
-        graph, name = graph_of(coded.node), coded.name
-        cast = make_node("Cast", [pool.codes(coded)], name=f"{name}_cast", output=f"{name}_cast", attributes=_TO_FLOAT)
-        insert_before(coded.node, cast, graph)
-        levels = cast.outputs[0]
+            return dequantized(coded, pool, reader)
+
+        def step(operator: str, inputs: list[Value], suffix: str, attributes: Mapping[str, int] | None = None) -> Value:
+            name = f"{coded.name}_{suffix}"
+            node = make_node(operator, inputs, name=name, output=name, attributes=attributes)
+            insert_before(reader, node, home)
+            return node.outputs[0]
+
+        levels = step("Cast", [pool.codes(coded)], "cast", _TO_FLOAT)
         if coded.scale.zero_point.any():
             zero = broadcast(coded.scale.zero_point.astype(np.float32), coded.codes.ndim, coded.scale.axis)
-            operands = [levels, add_initializer(home_of(coded), f"{name}_zero", np.asarray(zero))]
-            shift = make_node("Sub", operands, name=f"{name}_sub", output=f"{name}_sub")
-            insert_before(coded.node, shift, graph)
-            levels = shift.outputs[0]
-        steps = pool.steps(coded, spread=True)
-        scale = make_node("Mul", [levels, steps], name=f"{name}_dq", output=f"{name}_dq")
-        insert_before(coded.node, scale, graph)
-        return scale.outputs[0]
+            levels = step("Sub", [levels, add_initializer(home, f"{coded.name}_zero", np.asarray(zero))], "sub")
+        return step("Mul", [levels, pool.steps(coded, spread=True)], "dq")
 
     def _gather(self, coded: Coded, pool: Pool) -> None:
         """y = decode(Gather(codes)): only the rows that are fetched are decoded, at every run."""

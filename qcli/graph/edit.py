@@ -112,6 +112,19 @@ def insert_before(reader: ir.Node, node: ir.Node, graph: ir.Graph) -> None:
     graph.insert_before(reader, node)
 
 
+def enclosing_node(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """The node of `graph` in whose bodies `node` lies, at any depth; `node` itself if it stands in `graph`."""
+    if node.graph is graph:
+        return node
+    for outer in graph:
+        for attribute in outer.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                body = attribute.as_graph()
+                if node.graph is body or any(node.graph is deeper for deeper in body.subgraphs()):
+                    return outer
+    raise ValueError(f"{node.name} does not lie inside of the graph {graph.name}")
+
+
 def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Every reader of `old` reads `new`; if `old` was a graph output, `new` takes its place and its name."""
     if old.is_graph_output():

@@ -21,6 +21,9 @@ Value = ir.Value
 STANDARD = ("", "ai.onnx")
 """The names of the standard operators' domain."""
 
+WEIGHTS_ALONE = 4
+"""The file version from which on weights need not be inputs; before it, readers miss those that are none."""
+
 
 class Model:
     """A graph with its file of origin. `sha256` is the digest of the file, external data included."""

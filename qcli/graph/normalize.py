@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 from qcli.graph.edit import add_initializer, constant_of
 from qcli.graph.functions import inline_functions
 from qcli.graph.infer import dimensions, infer_shapes
-from qcli.graph.model import STANDARD, Model
+from qcli.graph.model import STANDARD, WEIGHTS_ALONE, Model
 from qcli.graph.names import name_nodes, name_values
 from qcli.graph.sharing import share_between_bodies
 
@@ -24,6 +24,7 @@ def normalize_graph(model: Model) -> int:
         common.DeduplicateInitializersPass(),
     )
     changed += sum(bool(one(model.ir).modified) for one in passes)
+    model.ir.ir_version = max(model.ir.ir_version or 0, WEIGHTS_ALONE)
     changed += share_between_bodies(model)
     changed += _remove_idle_nodes(model)
     changed += bool(common.RemoveUnusedNodesPass()(model.ir).modified)

@@ -8,7 +8,7 @@ from onnx import version_converter
 
 from qcli.errors import UnsupportedError
 from qcli.graph.functions import inline_functions
-from qcli.graph.model import STANDARD, Model
+from qcli.graph.model import STANDARD, WEIGHTS_ALONE, Model
 
 _SMALL_BYTES = 1024
 """Constants up to this size travel with the graph, since the converter reads shapes, axes and bounds from them."""
@@ -36,7 +36,7 @@ def raise_opset(model: Model, version: int) -> bool:
         return True
     inline_functions(model)  # the converter passes them over
     proto = model.proto()
-    proto.ir_version = max(proto.ir_version, _WEIGHTS_ALONE)
+    proto.ir_version = max(proto.ir_version, WEIGHTS_ALONE)
     aside = _set_weights_aside(proto)
     try:
         converted = version_converter.convert_version(proto, version)
@@ -78,9 +78,6 @@ def _differs(node: ir.Node, old: int, new: int) -> bool:
         return True
     return versions[0] != versions[1]
 
-
-_WEIGHTS_ALONE = 4
-"""The file version from which on weights need not be inputs; before it, the converter misses those that are none."""
 
 _RESIZE_CHANGED = 11
 """From here on Resize has modes of coordinates, whose default is not what it did before."""

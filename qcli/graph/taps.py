@@ -21,7 +21,7 @@ def expose(proto: onnx.ModelProto, names: Sequence[str]) -> None:
     """Adds outputs to the main graph, in place; a name of a body's value becomes a vector's in the main graph."""
     graph = proto.graph
     present = {output.name for output in graph.output}
-    inside = _produced_inside(graph)
+    inside = {name for node in graph.node for body in _bodies(node) for name in _values(body)}
     types = {info.name: info for info in graph.value_info}
     numbers = count()
     for name in names:
@@ -32,16 +32,18 @@ def expose(proto: onnx.ModelProto, names: Sequence[str]) -> None:
         graph.output.append(types.get(name, onnx.ValueInfoProto(name=name)))
 
 
-def _produced_inside(graph: onnx.GraphProto) -> set[str]:
-    """The names of the values that nodes in bodies produce."""
-    return {name for node in graph.node for body in _bodies(node) for name in _values(body)}
+def _values(body: onnx.GraphProto) -> Iterator[str]:
+    """The names of what a body is handed in each round, of what its nodes produce, and the same of deeper bodies."""
+    yield from _own_values(body)
+    for node in body.node:
+        for deeper in _bodies(node):
+            yield from _values(deeper)
 
 
-def _values(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
+def _own_values(body: onnx.GraphProto) -> Iterator[str]:
+    yield from (value.name for value in body.input)
+    for node in body.node:
         yield from node.output
-        for body in _bodies(node):
-            yield from _values(body)
 
 
 def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
@@ -55,7 +57,7 @@ def _lead_out(graph: onnx.GraphProto, name: str, numbers: Iterator[int]) -> None
             if name not in set(_values(body)):
                 continue
             inner = f"{name}__inside_{next(numbers)}"
-            direct = any(name in one.output for one in body.node)
+            direct = name in set(_own_values(body))
             if not direct:
                 _lead_out(body, name, numbers)
             _flatten(body, name, inner)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from qcli.errors import InputError
 from qcli.graph import (
     Graph,
     Model,
@@ -22,7 +23,6 @@ from qcli.graph import (
     Value,
     add_initializer,
     constant_of,
-    dimensions,
     insert_after,
     insert_before,
     make_node,
@@ -50,23 +50,28 @@ class SplitOutliers(MeasuredStep, frozen=True, kw_only=True):
     limit: int = 8
 
     def requests(self, model: Model) -> tuple[Request, ...]:
-        """The extrema of each channel of each product's input."""
-        names = dict.fromkeys(_name(node) for graph in model.graphs() for node in _products(graph))
+        """The extrema of each channel of each product's input.
+
+        Products in bodies are left alone: a value leaves a body as a vector, whose channels are lost.
+        """
+        names = dict.fromkeys(_name(node) for node in _products(model.graph))
         return tuple(Request(value=name, statistic="extrema", axis=-1) for name in names)
 
     def run_measured(self, model: Model, statistics: Statistics) -> int:
         split = 0
-        for graph in model.graphs():
-            paths: dict[str, tuple[Value, Value, Array]] = {}
-            for node in tuple(_products(graph)):
-                name = _name(node)
+        paths: dict[str, tuple[Value, Value, Array]] = {}
+        for node in tuple(_products(model.graph)):
+            name = _name(node)
+            try:
                 known = statistics.get(Request(value=name, statistic="extrema", axis=-1)).distribution()
-                channels = self.outliers(known.lower, known.upper)
-                if channels.size and channels[-1] < (dimensions(node.inputs[1]) or (0,))[0]:  # type: ignore[arg-type]
-                    if name not in paths:
-                        paths[name] = _paths(graph, node, channels, known.lower.size)
-                    _split(graph, node, paths[name])
-                    split += 1
+            except InputError:  # it is empty in every sample
+                continue
+            channels = self.outliers(known.lower, known.upper)
+            if channels.size:
+                if name not in paths:
+                    paths[name] = _paths(model.graph, node, channels, known.lower.size)
+                _split(model.graph, node, paths[name])
+                split += 1
         return split
 
     def outliers(self, lower: Array, upper: Array) -> Array:
