@@ -7,7 +7,9 @@ import pytest
 from models import floats, node, proto_of
 from onnx import TensorProto, helper
 
+from qcli.contracts import InputSpec
 from qcli.runtime import Session
+from qcli.sources import random_source
 
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 
@@ -22,3 +24,9 @@ def test_bfloat16(shape: list[int]) -> None:
     result = Session(proto.SerializeToString()).run({"x": array})
     for found in result.values():
         assert found.dtype == np.float32 and np.array_equal(found, array.astype(np.float32))
+
+
+def test_random_samples_are_not_all_zero() -> None:
+    spec = InputSpec(name="x", dtype="bfloat16", shape=(None, 4))
+    [sample] = random_source((spec,), 1)
+    assert sample.feeds["x"].dtype == BFLOAT16 and sample.feeds["x"].astype(np.float32).any()
