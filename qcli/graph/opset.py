@@ -69,7 +69,7 @@ _NAMED = 5
 
 
 def _differs(node: ir.Node, old: int, new: int) -> bool:
-    """True if the operator takes other inputs or attributes in the newer operator set; new types alone break nothing."""
+    """True if the operator takes other inputs or attributes in the newer operator set; other types break nothing."""
     if node.domain not in STANDARD:
         return False
     try:

@@ -33,15 +33,16 @@ def expose(proto: onnx.ModelProto, names: Sequence[str]) -> None:
 
 
 def _produced_inside(graph: onnx.GraphProto) -> set[str]:
-    """The names of the values that nodes in bodies produce."""
+    """The names of the values of bodies: what their nodes produce and what they take in."""
     return {name for node in graph.node for body in _bodies(node) for name in _values(body)}
 
 
-def _values(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
+def _values(body: onnx.GraphProto) -> Iterator[str]:
+    yield from (value.name for value in body.input)
+    for node in body.node:
         yield from node.output
-        for body in _bodies(node):
-            yield from _values(body)
+        for inner in _bodies(node):
+            yield from _values(inner)
 
 
 def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
@@ -55,7 +56,7 @@ def _lead_out(graph: onnx.GraphProto, name: str, numbers: Iterator[int]) -> None
             if name not in set(_values(body)):
                 continue
             inner = f"{name}__inside_{next(numbers)}"
-            direct = any(name in one.output for one in body.node)
+            direct = any(name in one.output for one in body.node) or any(name == one.name for one in body.input)
             if not direct:
                 _lead_out(body, name, numbers)
             _flatten(body, name, inner)
@@ -105,6 +106,7 @@ def _through_if(node: onnx.NodeProto, body: onnx.GraphProto, inner: str, name: s
 
 def _through_loop(node: onnx.NodeProto, body: onnx.GraphProto, inner: str, name: str) -> list[onnx.NodeProto]:
     """A variable carried from round to round, to which each round appends."""
+    node.input.extend([""] * (2 - len(node.input)))  # the count and the condition may be left out
     carried = len(node.input) - 2
     body.input.append(_declared(f"{inner}_before"))
     body.node.append(helper.make_node("Concat", [f"{inner}_before", inner], [f"{inner}_after"], axis=0))
