@@ -19,6 +19,9 @@ from qcli.watch import Watch
 
 PRESETS = ("int8", "int8-dynamic", "int8-weights", "int8-transformer")
 
+_REFUSED = (3, 4, 6)
+"""Exit codes that say something about the model, whatever the preset."""
+
 _CALIBRATION = 32
 _EVALUATION = 64
 _MADE_UP = 8
@@ -60,6 +63,8 @@ def sweep(zoo: Path, names: list[str] | None, console: Console) -> SweepReport:
             for preset in _presets(model):
                 rows.append(_row(zoo, model, preset))
                 console.print(f"{name} {preset}: exit code {rows[-1].code}")
+                if rows[-1].code in _REFUSED:
+                    break
     return SweepReport(environment=environment(), rows=tuple(rows))
 
 
@@ -96,11 +101,11 @@ def _presets(model: Path) -> tuple[str, ...]:
     try:
         normalizes = any(node.op_type in _TRANSFORMER for node in load_model(model).nodes())
     except QcliError:
-        return PRESETS[:1]  # the same refusal each time
+        return PRESETS
     return PRESETS if normalizes else PRESETS[:-1]
 
 
-_TRANSFORMER = ("LayerNormalization", "SimplifiedLayerNormalization", "Softmax")
+_TRANSFORMER = ("LayerNormalization", "SimplifiedLayerNormalization")
 
 
 def _row(zoo: Path, model: Path, preset: str) -> SweepRow:

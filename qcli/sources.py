@@ -96,6 +96,6 @@ def random_source(inputs: tuple[InputSpec, ...], count: int) -> SampleStream:
 
 def _random(spec: InputSpec, generator: np.random.Generator) -> Array:
     shape = [1 if size is None else size for size in spec.shape or ()]
-    if np.dtype(spec.dtype).kind == "f":
+    if np.dtype(spec.dtype).kind == "f" or spec.dtype == "bfloat16":
         return generator.standard_normal(shape).astype(spec.dtype)
     return np.zeros(shape, spec.dtype)

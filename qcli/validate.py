@@ -94,8 +94,9 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     watch = watch or Watch()
     float_model, compressed = _model(job.float_model), _model(job.compressed)
     _check_same_interface(float_model, compressed)
+    reference, warned = _reference_session(job, float_model)
     sessions = _Sessions(
-        _reference_session(job, float_model, watch),
+        reference,
         Session(job.compressed, threads=job.threads, spin=False),
     )
     comparison = Comparison()
@@ -103,7 +104,7 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     feeds = _run_all(job, sessions, (comparison, check), watch)
     kernels = read_kernels(job.compressed, float_model, feeds[0])
     latency = _latency(sessions, feeds, job)
-    warnings = (*comparison.warnings(), *check.warnings(), *_latency_warnings(latency))
+    warnings = (*warned, *comparison.warnings(), *check.warnings(), *_latency_warnings(latency))
     for text in warnings:
         watch.warn(text)
     return Validation(
@@ -122,16 +123,16 @@ class _Sessions(NamedTuple):
     compressed: Session
 
 
-def _reference_session(job: ValidateJob, model: Model, watch: Watch) -> Session:
-    """The float model, or its float32 form where onnxruntime lacks the model's own floats."""
+def _reference_session(job: ValidateJob, model: Model) -> tuple[Session, tuple[str, ...]]:
+    """The float model, or its float32 form where onnxruntime lacks the model's own floats, and a warning."""
     try:
-        return Session(job.float_model, threads=job.threads, spin=False)
+        return Session(job.float_model, threads=job.threads, spin=False), ()
     except RuntimeFailure:
         form = float32_form(model)
         if form is None:
             raise
-        watch.warn("onnxruntime cannot run the float model in its own floats: compared with its float32 form")
-        return Session(form.serialize(), threads=job.threads, spin=False)
+        warning = "onnxruntime cannot run the float model in its own floats: compared with its float32 form"
+        return Session(form.serialize(), threads=job.threads, spin=False), (warning,)
 
 
 def _run_all(

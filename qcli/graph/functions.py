@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import onnx
-import onnx.inliner
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
@@ -14,24 +12,19 @@ from qcli.graph.model import Model
 def inline_functions(model: Model) -> int:
     """Replaces every call by the function's nodes, in place; the number of functions there were.
 
-    Raises UnsupportedError for functions that call each other in a circle or belong to another operator set.
+    Their operators are taken to be those of the model's operator sets, as onnxruntime does. Raises UnsupportedError
+    for functions that call each other in a circle.
     """
-    count = len(model.ir.functions)
-    if not count:
-        return 0
-    try:
-        InlinePass()(model.ir)
-    except (ValueError, ir.passes.PreconditionError):
-        model.ir = _inlined_by_onnx(model)
-    return count
-
-
-def _inlined_by_onnx(model: Model) -> ir.Model:
-    """onnx's own inliner also converts functions that were written for another operator set."""
-    try:
-        return ir.from_proto(onnx.inliner.inline_local_functions(model.proto(), convert_version=True))
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UnsupportedError(
-            f"the model's functions cannot be written out: {reason}", "export the model without functions"
-        ) from error
+    functions = tuple(model.ir.functions.values())
+    for function in functions:
+        function.opset_imports.update(
+            {name: model.ir.opset_imports.get(name, version) for name, version in function.opset_imports.items()}
+        )
+    if functions:
+        try:
+            InlinePass()(model.ir)
+        except (ValueError, ir.passes.PreconditionError) as error:
+            reason = str(error).splitlines()[0]
+            problem = f"the model's functions cannot be written out: {reason}"
+            raise UnsupportedError(problem, "export the model without functions") from error
+    return len(functions)

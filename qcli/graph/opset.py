@@ -57,7 +57,7 @@ def raise_opset(model: Model, version: int) -> bool:
 def cannot_raise(model: Model, version: int, reason: str) -> UnsupportedError:
     """The error for a model that does not survive the conversion; names the operators that stand in the way."""
     changed = sorted({node.op_type for node in model.nodes() if _differs(node, model.opset, version)})
-    named = f"{', '.join(changed[:_NAMED])} changed in between" if changed else "its operators are the same in both"
+    named = f"{', '.join(changed[:_NAMED])} changed in between" if changed else "its operators take the same in both"
     return UnsupportedError(
         f"the model cannot be raised from opset {model.opset} to {version}: {reason} ({named})",
         "export the model again with a newer opset",
@@ -69,14 +69,19 @@ _NAMED = 5
 
 
 def _differs(node: ir.Node, old: int, new: int) -> bool:
-    """True if the operator is defined otherwise in the newer operator set, or not at all in the older."""
+    """True if the operator takes other inputs or attributes in the newer operator set; other types break nothing."""
     if node.domain not in STANDARD:
         return False
     try:
-        versions = [onnx.defs.get_schema(node.op_type, version, "").since_version for version in (old, new)]
+        return _signature(node.op_type, old) != _signature(node.op_type, new)
     except onnx.defs.SchemaError:
         return True
-    return versions[0] != versions[1]
+
+
+def _signature(operator: str, version: int) -> tuple[list[str], list[str]]:
+    schema = onnx.defs.get_schema(operator, version, "")
+    attributes = [f"{name} {item.default_value.SerializeToString()!r}" for name, item in schema.attributes.items()]
+    return [item.name for item in schema.inputs], sorted(attributes)
 
 
 _RESIZE_CHANGED = 11

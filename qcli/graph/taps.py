@@ -107,6 +107,7 @@ def _through_if(node: onnx.NodeProto, body: onnx.GraphProto, inner: str, name: s
 
 def _through_loop(node: onnx.NodeProto, body: onnx.GraphProto, inner: str, name: str) -> list[onnx.NodeProto]:
     """A variable carried from round to round, to which each round appends."""
+    node.input.extend([""] * (2 - len(node.input)))  # the count and the condition may be left out
     carried = len(node.input) - 2
     body.input.append(_declared(f"{inner}_before"))
     body.node.append(helper.make_node("Concat", [f"{inner}_before", inner], [f"{inner}_after"], axis=0))
