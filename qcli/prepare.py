@@ -71,7 +71,7 @@ def _raised(model: Model, opset: int, check: _Check) -> Model:
     except RuntimeFailure as error:
         raise cannot_raise(model, opset, "it does not run then") from error
     if not same:
-        raise cannot_raise(model, opset, "that changes what it computes")
+        raise cannot_raise(model, opset, "it computes something else then")
     return current
 
 
