@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qcli.errors import ResourceError, RuntimeFailure
-from qcli.types import Array
+from qcli.types import Array, Runnable
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
@@ -52,18 +52,20 @@ class Session:
     `threads` counts the threads inside an operator. With `optimize` off the graph runs as written, every
     QuantizeLinear and DequantizeLinear included. `optimized_to` saves the graph that really runs. `arena` off
     trades speed for memory that is given back after each run; `spin` off lets idle threads sleep, so that two
-    sessions timed in turn do not steal each other's cores.
+    sessions timed in turn do not steal each other's cores. `lean` leaves the weights in the files that they lie in, at
+    the cost of speed, instead of laying copies of them out for the kernels.
     """
 
     def __init__(
         self,
-        model: bytes | Path,
+        model: Runnable | bytes | Path,
         *,
         threads: int = 1,
         optimize: bool = True,
         optimized_to: Path | None = None,
         arena: bool = True,
         spin: bool = True,
+        lean: bool = False,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -75,9 +77,13 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
-        source = model if isinstance(model, bytes) else str(model)
+        source = Runnable(model) if isinstance(model, bytes) else model
+        if lean or (isinstance(source, Runnable) and source.folder):
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._weights = _hand_over(source, options) if isinstance(source, Runnable) else []
+            content = source.content if isinstance(source, Runnable) else str(source)
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except _RUNTIME_ERRORS as error:
             _refuse_lack_of_memory(error)
             hint = "run 'qcli doctor' to see this onnxruntime's version"
@@ -143,6 +149,16 @@ def on_sample(file: str) -> Iterator[None]:
         yield
     except RuntimeFailure as error:
         raise RuntimeFailure(f"sample '{file}': {error.message}", error.hint) from error
+
+
+def _hand_over(model: Runnable, options: Any) -> list[Any]:
+    """Tells a session where the weights are that the model's bytes do not hold; what must live as long as it does."""
+    if model.folder:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", model.folder)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in model.arrays.values()]
+    if values:
+        options.add_external_initializers(list(model.arrays), values)
+    return values
 
 
 def runtime_version() -> str:

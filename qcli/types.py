@@ -5,8 +5,10 @@ Shapes in this module use None for a dimension that is only known when samples a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +19,33 @@ FloatArray = npt.NDArray[np.float32]
 
 Array = npt.NDArray[Any]
 """An array of any dtype and shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """An array that is computed each time it is needed and kept by nobody."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    make: Callable[[], Array]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return np.array(self.make(), dtype=dtype) if copy else np.asarray(self.make(), dtype=dtype)
+
+
+class Runnable(NamedTuple):
+    """What a session needs of a model in memory.
+
+    `folder` is where the external data lies that `content` names, `arrays` are weights that neither of them holds.
+    """
+
+    content: bytes
+    folder: str = ""
+    arrays: Mapping[str, Array] = {}
 
 
 class Noun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

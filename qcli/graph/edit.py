@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcli.types import Array
+from qcli.graph.on_disk import tensor_of
+from qcli.types import Array, Deferred
 
 
 def is_constant(value: ir.Value | None) -> bool:
@@ -48,10 +49,11 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     return uses[0][0]
 
 
-def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, array: Array | Deferred, dtype: ir.DataType | None = None) -> ir.Value:
     """A new constant under a name that is free; `name` gets a number if it is taken."""
     unique = free_name(graph, name)
-    tensor = ir.tensor(np.require(array, requirements="C"), name=unique, dtype=dtype)
+    tensor = tensor_of(graph, array, dtype)
+    tensor.name = unique
     value = ir.Value(name=unique, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value

@@ -15,6 +15,7 @@ from qcli.graph.edit import free_name, make_node
 from qcli.graph.functions import inline_functions
 from qcli.graph.infer import infer_shapes
 from qcli.graph.model import Model
+from qcli.graph.on_disk import tensor_of
 from qcli.types import Array
 
 _OTHERS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -105,7 +106,8 @@ def _retype(value: ir.Value) -> bool:
     value.type = _in_float32(value.type)
     if value.const_value is not None:
         name = value.const_value.name
-        value.const_value = ir.tensor(_to_float32(value.const_value.numpy()), name=name)
+        value.const_value = tensor_of(value.graph, _to_float32(value.const_value.numpy()))
+        value.const_value.name = name
     return True
 
 

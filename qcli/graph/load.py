@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import TopologicalSortPass
 
 from qcli.errors import InputError, UnsupportedError
+from qcli.graph import on_disk
 from qcli.graph.bounds import check_claims
 from qcli.graph.model import Model
 from qcli.graph.sparse import densify
@@ -35,9 +36,12 @@ def load_model(path: Path) -> Model:
     _free_negative_dimensions(proto.graph)
     densify(path, proto)
     external = tuple(_external_files(path, proto))
-    _embed(path, proto)
+    large = sum(_length(path, tensor, _fields(tensor)) for tensor in _external(proto)) > on_disk.LARGE_BYTES
+    _embed(path, proto, on_disk.STORED_BYTES if large else None)
     _refuse_what_would_be_lost(path, proto)
     model = Model(_to_ir(path, proto), path, _digest(content, external))
+    if large:
+        _keep_stored(model, path.parent)
     _check_connected(path, model)
     return model
 
@@ -111,16 +115,23 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(body)
 
 
+def _external(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    return (tensor for tensor in _tensors(proto.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _fields(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
 def _external_files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
     """The files of external data, in a stable order, each confined to the model's folder and long enough."""
     folder = path.parent.resolve()
     ends: dict[str, int] = {}
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            fields = {entry.key: entry.value for entry in tensor.external_data}
-            ends.setdefault(fields.get("location", ""), 0)
-            end = _number(path, tensor, fields, "offset") + _length(path, tensor, fields)
-            ends[fields.get("location", "")] = max(ends[fields.get("location", "")], end)
+    for tensor in _external(proto):
+        fields = _fields(tensor)
+        ends.setdefault(fields.get("location", ""), 0)
+        end = _number(path, tensor, fields, "offset") + _length(path, tensor, fields)
+        ends[fields.get("location", "")] = max(ends[fields.get("location", "")], end)
     for location, end in sorted(ends.items()):
         file = _confined(path, folder, location)
         if file.stat().st_size < end:
@@ -147,16 +158,44 @@ def _length(path: Path, tensor: onnx.TensorProto, fields: dict[str, str]) -> int
     return needed
 
 
-def _embed(path: Path, proto: onnx.ModelProto) -> None:
-    """Puts external data, which was checked before, into its tensors: a session takes bytes alone."""
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            fields = {entry.key: entry.value for entry in tensor.external_data}
-            with (path.parent / fields["location"]).open("rb") as stream:
-                stream.seek(_number(path, tensor, fields, "offset"))
-                tensor.raw_data = stream.read(_length(path, tensor, fields))
-            tensor.ClearField("external_data")
-            tensor.data_location = onnx.TensorProto.DEFAULT
+def _embed(path: Path, proto: onnx.ModelProto, limit: int | None) -> None:
+    """Puts external data, which was checked before, into its tensors, but for those of `limit` bytes and more."""
+    for tensor in _external(proto):
+        fields = _fields(tensor)
+        length = _length(path, tensor, fields)
+        if limit is not None and length >= limit and ir.DataType(tensor.data_type).bitwidth >= _WHOLE_BITS:
+            continue
+        with (path.parent / fields["location"]).open("rb") as stream:
+            stream.seek(_number(path, tensor, fields, "offset"))
+            tensor.raw_data = stream.read(length)
+        tensor.ClearField("external_data")
+        tensor.data_location = onnx.TensorProto.DEFAULT
+
+
+_WHOLE_BITS = 8
+"""Elements of fewer bits are packed, which a map of the file does not undo."""
+
+
+def _keep_stored(model: Model, folder: Path) -> None:
+    """What is still external stays where it is and is read one tensor at a time."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        on_disk.make_large(graph)
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _stored(value.const_value, folder)
+    for node in model.nodes():
+        for name, attribute in tuple(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, _stored(attribute.value, folder))
+
+
+def _stored(tensor: ir.ExternalTensor, folder: Path) -> on_disk.StoredTensor:
+    location = str(tensor.location)
+    kept = on_disk.StoredTensor(
+        folder / location, tensor.offset or 0, tensor.dtype, ir.Shape(tensor.shape.numpy()), location=location
+    )
+    kept.name = tensor.name
+    return kept
 
 
 def _confined(path: Path, folder: Path, location: str) -> Path:

@@ -12,7 +12,10 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, Topologica
 
 from qcli.contracts import InputSpec
 from qcli.graph.infer import dimensions
+from qcli.graph.on_disk import StoredTensor, blocks_of, is_large
 from qcli.graph.taps import expose
+from qcli.graph.weightless import divided, embed, placeholder, point_to, weightless
+from qcli.types import Runnable
 
 Graph = ir.Graph
 Node = ir.Node
@@ -20,6 +23,8 @@ Value = ir.Value
 
 STANDARD = ("", "ai.onnx")
 """The names of the standard operators' domain."""
+_PROTOBUF_LIMIT = 1_800_000_000
+"""Bytes of weights that are safe inside a message, which ends at 2 GiB."""
 
 WEIGHTS_ALONE = 4
 """The file version from which on weights need not be inputs; before it, readers miss those that are none."""
@@ -42,6 +47,11 @@ class Model:
         """The version of the standard operator set."""
         versions = [self.ir.opset_imports[name] for name in STANDARD if name in self.ir.opset_imports]
         return versions[0] if versions else 1
+
+    @property
+    def large(self) -> bool:
+        """True if the weights lie in files and are read one at a time, and new ones are kept out of memory too."""
+        return is_large(self.graph)
 
     def inputs(self) -> tuple[InputSpec, ...]:
         """The inputs that a caller must feed; initializers listed as inputs are not among them."""
@@ -76,20 +86,57 @@ class Model:
         expose(proto, extra_outputs)
         return bytes(proto.SerializeToString(deterministic=True))
 
-    def constant_part(self, nodes: Sequence[Node], outputs: Sequence[str]) -> bytes:
+    def runnable(self, extra_outputs: tuple[str, ...] = ()) -> Runnable:
+        """What a session takes: small weights as bytes, stored ones as references to the files that they lie in."""
+        if not self.large and self.weight_bytes() <= _PROTOBUF_LIMIT:
+            return Runnable(self.serialize(extra_outputs))
+        proto, aside = weightless(self.ir)
+        inside, arrays = divided(aside)
+        for tensor in proto.graph.initializer:
+            stored = aside.get(tensor.name)
+            if isinstance(stored, StoredTensor) and stored.location:
+                point_to(tensor, stored.location, stored.offset)
+        embed(proto, inside)
+        folder = str(self.path.parent.resolve()) if self.path is not None else ""
+        found = {name: tensor.numpy() for name, tensor in arrays.items()}
+        expose(proto, extra_outputs)
+        return Runnable(bytes(proto.SerializeToString(deterministic=True)), folder, found)
+
+    def constants(self) -> Iterator[ir.TensorProtocol]:
+        """The tensors of initializers and of Constant nodes, bodies of If and Loop included."""
+        for graph in self.graphs():
+            yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+        for node in self.nodes():
+            if node.op_type == "Constant" and "value" in node.attributes:
+                yield node.attributes["value"].as_tensor()
+
+    def weight_bytes(self) -> int:
+        """The bytes that the constants take."""
+        return sum(tensor.nbytes for tensor in self.constants())
+
+    def run_bytes(self) -> int:
+        """About what the weights take while the model runs: once where they stay in their files, else twice."""
+        tensors = tuple(self.constants())
+        outside = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, StoredTensor) and tensor.location)
+        return 2 * sum(tensor.nbytes for tensor in tensors) - outside
+
+    def constant_part(self, nodes: Sequence[Node], outputs: Sequence[str]) -> Runnable:
         """The given nodes, which read constants alone, as a model of their own."""
         proto = onnx.ModelProto(ir_version=max(self.ir.ir_version or 8, 8))
         proto.opset_import.extend(onnx.helper.make_opsetid(name, ver) for name, ver in self.ir.opset_imports.items())
         proto.graph.name = "constants"
         proto.graph.node.extend(ir.to_proto(node) for node in nodes)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        needed = {value.name or "": value.const_value for node in nodes for value in node.inputs if value is not None}
+        values = {value.name or "": value for node in nodes for value in node.inputs if value is not None}
+        needed = {name: value.const_value for name, value in values.items() if value.const_value is not None}
+        _, outside = divided(needed) if self.large else ({}, {})
+        outside |= {name: tensor for name, tensor in needed.items() if isinstance(tensor, StoredTensor)}
         for name, constant in needed.items():
-            if constant is not None:
-                tensor = ir.to_proto(constant)
-                tensor.name = name
-                proto.graph.initializer.append(tensor)
-        return bytes(proto.SerializeToString())
+            tensor = ir.to_proto(placeholder(name, constant) if name in outside else constant)
+            tensor.name = name
+            proto.graph.initializer.append(tensor)
+        arrays = {name: tensor.numpy() for name, tensor in outside.items()}
+        return Runnable(bytes(proto.SerializeToString()), arrays=arrays)
 
     def remove_unused(self) -> bool:
         """Drops nodes and weights that no output needs; True if there were any."""
@@ -130,7 +177,14 @@ class Model:
         for value in bare.graph.outputs:
             if not value.is_graph_input():
                 value.shape = None
-        return hashlib.sha256(bare.serialize()).hexdigest()
+        if not self.large:
+            return hashlib.sha256(bare.serialize()).hexdigest()
+        proto, aside = weightless(bare.ir)
+        digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
+        for tensor in aside.values():
+            for block in blocks_of(tensor):
+                digest.update(block)
+        return digest.hexdigest()
 
     def node_count(self) -> int:
         return sum(1 for _ in self.nodes())

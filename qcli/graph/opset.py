@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import onnx
-import onnx_ir as ir
 from onnx import version_converter
 
 from qcli.errors import UnsupportedError
 from qcli.graph.functions import inline_functions
-from qcli.graph.model import STANDARD, WEIGHTS_ALONE, Model
-
-_SMALL_BYTES = 1024
-"""Constants up to this size travel with the graph, since the converter reads shapes, axes and bounds from them."""
-
+from qcli.graph.model import STANDARD, WEIGHTS_ALONE, Model, Node
+from qcli.graph.weightless import rebuilt, weightless
 
 _FAILURES = (
     RuntimeError,
@@ -35,9 +31,9 @@ def raise_opset(model: Model, version: int) -> bool:
         model.ir.opset_imports[""] = version  # nothing to convert, e.g. in a model of ai.onnx.ml alone
         return True
     inline_functions(model)  # the converter passes them over
-    proto = model.proto()
+    proto, aside = weightless(model.ir)
     proto.ir_version = max(proto.ir_version, WEIGHTS_ALONE)
-    aside = _set_weights_aside(proto)
+    weights = _set_weights_aside(proto.graph, set(aside))
     try:
         converted = version_converter.convert_version(proto, version)
     except _FAILURES as error:
@@ -46,11 +42,11 @@ def raise_opset(model: Model, version: int) -> bool:
     kept = [value for value in converted.graph.input if value.name not in aside]
     del converted.graph.input[:]
     converted.graph.input.extend(kept)
-    converted.graph.initializer.extend(aside.values())
+    converted.graph.initializer.extend(weights)
     if model.opset < _RESIZE_CHANGED:
         _keep_resizing(converted.graph)
     converted.ir_version = max(converted.ir_version, 7)
-    model.ir = ir.from_proto(converted)
+    model.ir = rebuilt(converted, aside, model.ir)
     return True
 
 
@@ -68,7 +64,7 @@ _NAMED = 5
 """Operators named in a message."""
 
 
-def _differs(node: ir.Node, old: int, new: int) -> bool:
+def _differs(node: Node, old: int, new: int) -> bool:
     """True if the operator takes other inputs or attributes in the newer operator set; other types break nothing."""
     if node.domain not in STANDARD:
         return False
@@ -102,16 +98,16 @@ def _keep_resizing(graph: onnx.GraphProto) -> None:
                 _keep_resizing(body)
 
 
-def _set_weights_aside(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Moves large initializers out of a graph and declares inputs of their types in their place."""
-    graph = proto.graph
+def _set_weights_aside(graph: onnx.GraphProto, names: set[str]) -> list[onnx.TensorProto]:
+    """Takes initializers, which are mere references, out of a graph and declares inputs in their place."""
     declared = {value.name for value in graph.input}
-    aside = {tensor.name: tensor for tensor in graph.initializer if tensor.ByteSize() > _SMALL_BYTES}
-    aside = {name: onnx.TensorProto.FromString(tensor.SerializeToString()) for name, tensor in aside.items()}
-    kept = [tensor for tensor in graph.initializer if tensor.name not in aside]
+    weights = [
+        onnx.TensorProto.FromString(item.SerializeToString()) for item in graph.initializer if item.name in names
+    ]
+    kept = [item for item in graph.initializer if item.name not in names]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    for name, tensor in aside.items():
-        if name not in declared:
-            graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
-    return aside
+    for tensor in weights:
+        if tensor.name not in declared:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return weights

@@ -2,49 +2,115 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from qcli.files import replace_file, write_error
 from qcli.graph.model import Model
+from qcli.graph.on_disk import StoredTensor, blocks_of
+from qcli.graph.optimized import external_files
+from qcli.graph.weightless import Tensors, point_to, weightless
 
 _EMBED_LIMIT = 1_800_000_000
 """Bytes of weights above which they go to a file beside the model (protobuf ends at 2 GiB)."""
+
+_PAGE = 4096
+"""Where a tensor may begin in the data file, so that it can be mapped into memory."""
 
 
 def save_model(model: Model, path: Path) -> None:
     """Writes a model through a temporary file; external data, where needed, appears before the model.
 
-    Raises InputError for a folder that cannot be written and ResourceError for a full disk.
+    A large model keeps its weights beside it, in a file named after their content: whatever happens between the two
+    renames, each model finds the data that belong to it. Raises UsageError for a folder that cannot be written and
+    ResourceError for a full disk.
     """
-    if weight_bytes(model) > _EMBED_LIMIT:
-        _save_with_external_data(model, path)
-        return
-    content = model.serialize()
-    replace_file(path, content)
+    old = _own_data(path)
+    new = None
+    if model.large or model.weight_bytes() > _EMBED_LIMIT:
+        new = _save_with_external_data(model, path)
+    else:
+        replace_file(path, model.serialize())
+    read = {tensor.source for tensor in model.constants() if isinstance(tensor, StoredTensor)}
+    for file in old - {new} - read:
+        with suppress(OSError):
+            file.unlink()
 
 
-def weight_bytes(model: Model) -> int:
-    """The bytes that the weights take on disk."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+def _own_data(path: Path) -> set[Path]:
+    """The data file that an earlier save wrote for the model that now lies at `path`, if there is one."""
+    named = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    with suppress(OSError, DecodeError):
+        if any(named.fullmatch(file.name) for file in path.parent.iterdir()):
+            return {file for file in external_files(path) if named.fullmatch(file.name) and file.parent == path.parent}
+    return set()
 
 
-def _save_with_external_data(model: Model, path: Path) -> None:
-    data = path.with_name(path.name + ".data")
-    partial = data.with_name(f".{data.name}.{os.getpid()}.tmp")
-    try:
-        external = ir.external_data.unload_from_model(model.ir.clone(), path.parent, partial.name)
-        proto: onnx.ModelProto = ir.to_proto(external)
+def _save_with_external_data(model: Model, path: Path) -> Path:
+    """Writes the data, then the model; the name of the data."""
+    proto, aside = weightless(model.ir)
+    with _partial(path) as (stream, partial):
+        digest = _write_tensors(stream, proto, aside)
+        data = path.with_name(f"{path.name}.{digest}.data")
         for tensor in proto.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = data.name
-        os.replace(partial, data)
+            if tensor.name in aside:
+                point_to(tensor, data.name)
+        new = not data.exists()
+        written = False
+        try:
+            os.replace(partial, data)
+            replace_file(path, proto.SerializeToString(deterministic=True))
+            written = True
+        finally:
+            if new and not written:
+                data.unlink(missing_ok=True)
+    return data
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """A temporary file beside `path`, for what is renamed before the block ends or is not wanted."""
+    partial = path.with_name(f".{path.name}.data.{os.getpid()}.tmp")
+    try:
+        with partial.open("w+b") as stream:
+            yield stream, partial
     except OSError as error:
-        raise write_error(data, error) from error
+        raise write_error(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
-    replace_file(path, proto.SerializeToString(deterministic=True))
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _write_tensors(stream: IO[bytes], proto: onnx.ModelProto, tensors: Tensors) -> str:
+    """Writes tensor by tensor, equal ones once, and notes where; a digest of it all, 16 digits."""
+    known: dict[bytes, int] = {}
+    whole = hashlib.sha256()
+    for item in proto.graph.initializer:
+        if item.name in tensors:
+            end = stream.seek(0, os.SEEK_END)
+            begin = stream.seek(-(-end // _PAGE) * _PAGE)
+            content = _write_blocks(stream, tensors[item.name])
+            if content in known:
+                stream.truncate(end)
+            point_to(item, offset=known.setdefault(content, begin))
+            whole.update(content)
+    stream.flush()
+    os.fsync(stream.fileno())
+    return whole.hexdigest()[:16]
+
+
+def _write_blocks(stream: IO[bytes], tensor: ir.TensorProtocol) -> bytes:
+    digest = hashlib.sha256()
+    for block in blocks_of(tensor):
+        digest.update(block)
+        stream.write(block)
+    return digest.digest()

@@ -1,0 +1,116 @@
+"""Weights that stay on the disk until they are read, one at a time.
+
+Memory that maps a file counts as the process's own while the map lives, so every read makes a map of its own, which
+goes when its array goes. What is computed in place of such weights goes to an unnamed temporary file, and is read in
+the same way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnx_ir as ir
+
+from qcli.types import Array, Deferred
+
+STORED_BYTES = 1 << 20
+"""Smaller tensors are read at once."""
+
+LARGE_BYTES = 1 << 28
+"""A model with more external data than this is large: its weights, and what is computed in their place, stay stored."""
+
+_BLOCK = 1 << 22
+_SHELF = "qcli.shelf"
+"""Where the graph of a large model keeps the shelf for its new weights."""
+
+
+class StoredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
+    """A tensor in a file. `location` is the file's name as the model has it, "" for one of qcli's own."""
+
+    def __init__(
+        self, source: Path | IO[bytes], offset: int, dtype: ir.DataType, shape: ir.Shape, *, location: str = ""
+    ) -> None:
+        super().__init__(lambda: ir.Tensor(self._mapped(), dtype=dtype), dtype, shape)
+        self.source = source
+        self.offset = offset
+        self.location = location
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes in pieces, through no map."""
+        left = self.nbytes
+        with self.source.open("rb") if isinstance(self.source, Path) else _borrowed(self.source) as stream:
+            stream.seek(self.offset)
+            while left > 0 and (block := stream.read(min(_BLOCK, left))):
+                left -= len(block)
+                yield block
+
+    def _mapped(self) -> Array:
+        shape = tuple(self.shape.numpy())
+        mapped = np.memmap(self.source, self.dtype.numpy(), mode="r", offset=self.offset, shape=shape)
+        return np.asarray(mapped)
+
+
+def _borrowed(stream: IO[bytes]) -> IO[bytes]:
+    """The same file once more, so that closing it does not close the first."""
+    return open(stream.fileno(), "rb", closefd=False)
+
+
+class Shelf:
+    """A temporary file that holds arrays and disappears with the last of its users, even if the process is killed."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="qcli-")  # noqa: SIM115 - it lives as long as its tensors
+        weakref.finalize(self, self._file.close)
+
+    def put(self, array: Array) -> ir.TensorProtocol:
+        """The array as a tensor that is read when it is needed."""
+        self._file.seek(0, 2)
+        offset = self._file.tell()
+        self._file.write(np.ascontiguousarray(array).data)
+        self._file.flush()
+        tensor = StoredTensor(self._file, offset, ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape))
+        tensor.meta["shelf"] = self  # the file stays open as long as one of its tensors is known
+        return tensor
+
+
+def make_large(graph: ir.Graph) -> None:
+    """From here on, large arrays that become constants of this graph are put on a shelf."""
+    graph.meta[_SHELF] = Shelf()
+
+
+def is_large(graph: ir.Graph) -> bool:
+    return _SHELF in graph.meta
+
+
+def stay_large(old: ir.Graph, new: ir.Graph) -> None:
+    """A graph made of another one by way of a file has its shelf."""
+    if _SHELF in old.meta:
+        new.meta[_SHELF] = old.meta[_SHELF]
+
+
+def tensor_of(
+    graph: ir.Graph | ir.Function | None, array: Array | Deferred, dtype: ir.DataType | None = None
+) -> ir.TensorProtocol:
+    """A constant's tensor: in memory, on the shelf of a large model, or computed each time it is read."""
+    if isinstance(array, Deferred):
+        make = array.make
+        kind = ir.DataType.from_numpy(np.dtype(array.dtype))
+        return ir.LazyTensor(lambda: ir.Tensor(make()), kind, ir.Shape(array.shape))
+    whole = np.require(array, requirements="C")
+    if graph is not None and _SHELF in graph.meta and whole.nbytes >= STORED_BYTES and dtype is None:
+        shelf: Shelf = graph.meta[_SHELF]
+        return shelf.put(whole)
+    return ir.tensor(whole, dtype=dtype)
+
+
+def blocks_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+    """The bytes of a tensor as the file format has them."""
+    if isinstance(tensor, StoredTensor):
+        yield from tensor.blocks()
+    else:
+        yield tensor.tobytes()

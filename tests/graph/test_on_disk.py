@@ -1,0 +1,274 @@
+"""Weights that stay on the disk."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from models import assert_equal, assert_same, feeds_for, floats, node, normal, proto_of, run, wrapped
+from onnx import TensorProto, helper, numpy_helper
+
+from qcli.graph import (
+    Model,
+    add_initializer,
+    constant_of,
+    load_model,
+    normalize_graph,
+    on_disk,
+    raise_opset,
+    save_model,
+)
+from qcli.graph import model as models
+from qcli.graph.on_disk import StoredTensor
+from qcli.runtime import Session
+from qcli.types import Deferred
+
+
+@pytest.fixture(autouse=True)
+def _low_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are large from two kilobytes of external data on."""
+    monkeypatch.setattr(on_disk, "LARGE_BYTES", 1900)
+    monkeypatch.setattr(on_disk, "STORED_BYTES", 1500)
+
+
+def chain(opset: int = 17) -> onnx.ModelProto:
+    weights = {
+        "w1": normal(0, 16, 32) / 4,
+        "w2": normal(1, 32, 16) / 4,
+        "b": normal(2, 16),
+        "w3": normal(3, 16, 32) / 4,
+    }
+    nodes = [
+        node("MatMul", "x w1", "a"),
+        node("Relu", "a", "r"),
+        node("MatMul", "r w2", "c"),
+        node("Add", "c b", "d"),
+        node("MatMul", "d w3", "y"),
+    ]
+    return proto_of(nodes, {"x": ["n", 16]}, {"y": ["n", 32]}, weights, opset=opset)
+
+
+def with_external_data(proto: onnx.ModelProto, path: Path) -> Path:
+    """Saves a model whose constants lie in a file beside it."""
+    onnx.save(
+        proto,
+        str(path),
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    return path
+
+
+def large(proto: onnx.ModelProto, folder: Path) -> Model:
+    return load_model(with_external_data(onnx.ModelProto.FromString(proto.SerializeToString()), folder / "m.onnx"))
+
+
+def stored_names(model: Model) -> set[str]:
+    values = model.graph.initializers.values()
+    return {value.name or "" for value in values if isinstance(value.const_value, StoredTensor)}
+
+
+def test_large_weights_stay_in_their_file(tmp_path: Path) -> None:
+    model = large(chain(), tmp_path)
+    assert model.large and stored_names(model) == {"w1", "w2", "w3"}
+    assert_same(chain(), model)
+    w1 = constant_of(model.graph.initializers["w1"])
+    np.testing.assert_array_equal(w1, normal(0, 16, 32) / 4)
+    assert isinstance(w1, np.ndarray) and not w1.flags.writeable
+
+
+def test_small_models_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_disk, "LARGE_BYTES", 1 << 20)
+    model = large(chain(), tmp_path)
+    assert not model.large and stored_names(model) == set()
+    assert model.runnable() == (model.serialize(), "", {})
+
+
+def test_the_digest_is_that_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = large(chain(), tmp_path)
+    monkeypatch.setattr(on_disk, "LARGE_BYTES", 1 << 20)
+    assert load_model(tmp_path / "m.onnx").sha256 == model.sha256
+
+
+def test_a_session_reads_the_weights_from_their_file(tmp_path: Path) -> None:
+    model = large(chain(), tmp_path)
+    runnable = model.runnable()
+    assert len(runnable.content) < 1500 and runnable.folder == str(tmp_path.resolve()) and runnable.arrays == {}
+    feeds = feeds_for(model)
+    for optimize in (True, False):
+        assert_equal(run(chain(), feeds), Session(runnable, optimize=optimize).run(feeds))
+
+
+def test_more_values_can_be_outputs_of_a_large_model_too(tmp_path: Path) -> None:
+    model = large(chain(), tmp_path)
+    feeds = feeds_for(model)
+    found = Session(model.runnable(("r", "y"))).run(feeds)
+    assert set(found) == {"y", "r"}
+    assert found["r"].min() == 0
+
+
+def test_changed_weights_are_put_on_a_shelf_and_run(tmp_path: Path) -> None:
+    model = large(chain(), tmp_path)
+    graph = model.graph
+    doubled = np.asarray(constant_of(graph.initializers["w2"])) * 2
+    new = add_initializer(graph, "w2", doubled)
+    old = graph.initializers["w2"]
+    old.replace_all_uses_with(new)
+    model.remove_unused()
+    assert isinstance(new.const_value, StoredTensor) and new.name == "w2_1"
+    proto = chain()
+    proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(doubled, "w2"))
+    feeds = feeds_for(model)
+    runnable = model.runnable()
+    assert set(runnable.arrays) == {"w2_1"}
+    assert_equal(run(proto, feeds), Session(runnable).run(feeds))
+    save_model(model, tmp_path / "new.onnx")
+    assert_same(proto, load_model(tmp_path / "new.onnx"))
+
+
+def test_copies_share_tensors_and_the_shelf(tmp_path: Path) -> None:
+    model = large(chain(), tmp_path)
+    copy = model.copy()
+    assert copy.large
+    assert copy.graph.initializers["w1"].const_value is model.graph.initializers["w1"].const_value
+    value = add_initializer(copy.graph, "big", normal(5, 1000))
+    del copy
+    gc.collect()
+    np.testing.assert_array_equal(constant_of(value), normal(5, 1000))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux")
+def test_a_shelf_goes_with_the_last_of_its_tensors(tmp_path: Path) -> None:
+    model = large(chain(), tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    value = add_initializer(model.graph, "big", normal(5, 1000))
+    array = constant_of(value)
+    del model, value
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+    np.testing.assert_array_equal(array, normal(5, 1000))
+
+
+def test_deferred_constants_are_computed_when_they_are_read(tmp_path: Path) -> None:
+    model = large(chain(), tmp_path)
+    calls = []
+
+    def make() -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
+        calls.append(1)
+        return np.arange(2000, dtype=np.int8)
+
+    value = add_initializer(model.graph, "codes", Deferred((2000,), "int8", make))
+    model.graph.outputs.append(value)
+    assert calls == [] and value.const_value is not None and value.const_value.nbytes == 2000
+    np.testing.assert_array_equal(constant_of(value), make())
+    save_model(model, tmp_path / "n.onnx")
+    np.testing.assert_array_equal(constant_of(load_model(tmp_path / "n.onnx").graph.initializers["codes"]), make())
+
+
+def test_the_digest_of_a_graph_depends_on_its_weights_and_not_on_where_they_lie(tmp_path: Path) -> None:
+    model = large(chain(), tmp_path)
+    before = model.digest()
+    (tmp_path / "weights.bin").rename(tmp_path / "other.bin")
+    proto = onnx.load(str(tmp_path / "m.onnx"), load_external_data=False)
+    for tensor in proto.graph.initializer:
+        tensor.external_data[0].value = "other.bin"
+    onnx.save(proto, str(tmp_path / "m.onnx"))
+    assert load_model(tmp_path / "m.onnx").digest() == before
+    content = bytearray((tmp_path / "other.bin").read_bytes())
+    content[100] ^= 1
+    (tmp_path / "other.bin").write_bytes(bytes(content))
+    assert load_model(tmp_path / "m.onnx").digest() != before
+
+
+def test_raising_the_opset_touches_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = large(chain(opset=11), tmp_path)
+    reading = StoredTensor._mapped
+    monkeypatch.setattr(StoredTensor, "_mapped", _forbidden)
+    monkeypatch.setattr(StoredTensor, "blocks", _forbidden)
+    assert raise_opset(model, 17)
+    assert model.large and stored_names(model) == {"w1", "w2", "w3"}
+    assert model.inputs()[0].shape == (None, 16) and len(model.inputs()) == 1
+    monkeypatch.undo()
+    assert reading is StoredTensor._mapped
+    assert_same(chain(), model)
+
+
+def _forbidden(*_: object) -> None:
+    raise AssertionError("a weight was read")
+
+
+def constants_chain() -> onnx.ModelProto:
+    """Every weight in a Constant node, one of them behind a Transpose."""
+    nodes = [
+        helper.make_node("Constant", [], ["w1"], value=numpy_helper.from_array(normal(0, 16, 32), "w1")),
+        helper.make_node("Constant", [], ["w2"], value=numpy_helper.from_array(normal(1, 16, 32), "w2")),
+        node("Transpose", "w2", "t"),
+        node("MatMul", "x w1", "a"),
+        node("MatMul", "a t", "y"),
+    ]
+    return proto_of(nodes, {"x": ["n", 16]}, {"y": ["n", 16]})
+
+
+def test_weights_in_constant_nodes_stay_in_their_file_too(tmp_path: Path) -> None:
+    model = large(constants_chain(), tmp_path)
+    assert model.large and model.weight_bytes() == 2 * 16 * 32 * 4
+    feeds = feeds_for(model)
+    expected = run(constants_chain(), feeds)
+    runnable = model.runnable()
+    assert len(runnable.content) < 1500
+    assert_equal(expected, Session(runnable).run(feeds))
+    normalize_graph(model)
+    assert stored_names(model) == {"w1", "w2"}
+    assert_equal(expected, Session(model.runnable()).run(feeds))
+
+
+def test_types_that_a_map_cannot_show_are_read_at_once(tmp_path: Path) -> None:
+    packed = TensorProto(name="q", data_type=TensorProto.INT4, dims=[100, 64], raw_data=b"\x21" * 3200)
+    zero = numpy_helper.from_array(np.array(0.5, np.float32), "s")
+    nodes = [node("DequantizeLinear", "q s", "w"), node("MatMul", "x w", "y")]
+    proto = proto_of(nodes, {"x": ["n", 100]}, {"y": ["n", 64]}, opset=21)
+    proto.graph.initializer.extend([packed, zero])
+    proto.ir_version = 10
+    model = large(proto, tmp_path)
+    assert model.large and stored_names(model) == set()
+    feeds = feeds_for(model)
+    assert_equal(run(proto, feeds), Session(model.runnable(), optimize=False).run(feeds))
+    save_model(model, tmp_path / "n.onnx")
+    assert_equal(run(proto, feeds), Session(tmp_path / "n.onnx", optimize=False).run(feeds))
+
+
+def test_bfloat16_weights_stay_stored_and_run(tmp_path: Path) -> None:
+    bits = (normal(0, 16, 64).view(np.uint32) >> 16).astype(np.uint16)
+    weight = TensorProto(name="w", data_type=TensorProto.BFLOAT16, dims=[16, 64], raw_data=bits.tobytes())
+    nodes = [node("Cast", "w", "f", to=TensorProto.FLOAT), node("MatMul", "x f", "y")]
+    proto = proto_of(nodes, {"x": ["n", 16]}, {"y": ["n", 64]})
+    proto.graph.initializer.append(weight)
+    model = large(proto, tmp_path)
+    feeds = feeds_for(model)
+    assert stored_names(model) == {"w"}
+    assert_equal(run(proto, feeds), Session(model.runnable()).run(feeds))
+
+
+def test_weights_that_are_inputs_too_can_stay_stored(tmp_path: Path) -> None:
+    proto = chain()
+    proto.graph.input.append(floats("w1", [16, 32]))
+    model = large(proto, tmp_path)
+    assert [spec.name for spec in model.inputs()] == ["x"]
+    feeds = feeds_for(model)
+    assert_equal(run(chain(), feeds), Session(model.runnable()).run(feeds))
+
+
+def test_weights_in_memory_beyond_what_a_message_holds_are_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    monkeypatch.setattr(models, "_PROTOBUF_LIMIT", 100)
+    model = wrapped(chain())
+    runnable = model.runnable()
+    assert set(runnable.arrays) == {"w1", "w2", "w3"} and runnable.folder == ""
+    feeds = feeds_for(model)
+    assert_equal(run(chain(), feeds), Session(runnable).run(feeds))
