@@ -15,8 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from qcli.errors import InputError, NothingToDoError
+from qcli.errors import InputError, NothingToDoError, ResourceError
 from qcli.graph import Model, concrete_shapes
+from qcli.memory import Budget
 from qcli.runtime import Session, on_sample
 from qcli.statistics import Statistics
 from qcli.types import Array, FloatArray, Request
@@ -62,13 +63,21 @@ def collect(
     return statistics.counted(statistics.header.samples + done)
 
 
+def check_memory(model: Model, budget: Budget) -> None:
+    """Raises ResourceError where the model may not run, without which nothing can be measured."""
+    needed = model.run_bytes()
+    if not budget.fits(needed):
+        problem = f"calibrating needs to run the model, which {budget.shortage(needed)}"
+        raise ResourceError(problem, "allow more with --max-memory, or use the preset int8-weights, which runs nothing")
+
+
 class _Sweep:
     """One session with a group of values made visible."""
 
     def __init__(self, model: Model, statistics: Statistics, group: tuple[Request, ...]) -> None:
         inputs = {spec.name for spec in model.inputs()}
         self._values = tuple(dict.fromkeys(request.value for request in group if request.value not in inputs))
-        self._session = Session(model.serialize(extra_outputs=self._values), threads=1)
+        self._session = Session(model.runnable(self._values), threads=1)
         self._targets = [(request, statistics.get(request), threading.Lock()) for request in group]
         self._turn = 0
 

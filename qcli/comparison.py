@@ -138,7 +138,7 @@ class OptimizationCheck:
     a kernel saturates or a fusion is wrong.
     """
 
-    def __init__(self, compressed: Path | bytes, samples: int, threads: int) -> None:
+    def __init__(self, compressed: Path | bytes, samples: int, threads: int, *, lean: bool = False) -> None:
         self._left = samples
         self._failure = ""
         self._session: Session | None = None
@@ -150,7 +150,7 @@ class OptimizationCheck:
         self._peaks: dict[str, MaxAbs] = {}
         if self._left > 0:
             try:
-                self._session = Session(compressed, threads=threads, optimize=False)
+                self._session = Session(compressed, threads=threads, optimize=False, lean=lean)
             except RuntimeFailure as error:
                 self._failure = error.message
 

@@ -14,6 +14,7 @@ from qcli.types import Array, FloatArray, Noun
 Float64Array = npt.NDArray[np.float64]
 
 _EXACT_SIZE = 1 << 16
+_BLOCK = 1 << 20
 
 
 class Distribution(Noun, frozen=True, kw_only=True):
@@ -72,8 +73,9 @@ def from_weights(weight: FloatArray, axis: int | None) -> Distribution:
         nothing = np.zeros((len(values), 1))
         return Distribution(lower=nothing[:, 0], upper=nothing[:, 0], points=nothing, counts=nothing)
     if axis is None and values.size > _EXACT_SIZE:
-        counts = np.bincount(_bins.bin_numbers(values[0]), minlength=_bins.BINS)
-        return from_bins(counts[None], values.min(axis=1), values.max(axis=1))
+        blocks = (values[0, at : at + _BLOCK] for at in range(0, values.size, _BLOCK))
+        counts = sum(np.bincount(_bins.bin_numbers(block), minlength=_bins.BINS) for block in blocks)
+        return from_bins(np.asarray(counts)[None], values.min(axis=1), values.max(axis=1))
     points = np.sort(values, axis=1).astype(np.float64)
     ones = np.broadcast_to(np.float64(1.0), points.shape)
     return Distribution(lower=points[:, 0], upper=points[:, -1], points=points, counts=ones)

@@ -66,6 +66,15 @@ def check_gates(texts: Sequence[str], lacking: Collection[str] = ()) -> tuple[Ga
     return gates
 
 
+def refuse_unrun(gates: Sequence[Gate], sections: Collection[str], why: str) -> None:
+    """Raises UsageError for a gate on a section of the report that will be empty because models do not run."""
+    for gate in gates:
+        section = gate.path.partition(".")[0]
+        if section in sections:
+            hint = "allow more with --max-memory, or leave the gate out"
+            raise UsageError(f"gate '{gate.text}' needs what will not be measured: {why}", hint)
+
+
 def parse_gate(text: str) -> Gate:
     """Raises UsageError that says what is wrong with the text."""
     match = _SYNTAX.fullmatch(text)

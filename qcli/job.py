@@ -14,7 +14,8 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     are folders of samples; they default to those of the recipe. `samples` takes that many of the calibration
     samples. `plan` and `stats` are files made earlier, used in place of planning and measuring. `random_samples`
     calibrates on that many random inputs, for smoke tests. `threads` 0 means one for each core. `requantize_rest`
-    accepts a model that is quantized in part, and quantizes only what is still float.
+    accepts a model that is quantized in part, and quantizes only what is still float. `max_memory` are the bytes that
+    models may take while they run; None means what is free.
     """
 
     model: Path
@@ -31,6 +32,7 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     samples: int | None = None
     random_samples: int | None = None
     threads: int = 0
+    max_memory: int | None = None
     latency: bool = True
     cache: bool = True
     keep_failing: bool = False

@@ -49,6 +49,9 @@ class Budget:
         return f"takes about {shown(needed)} of memory, more than the {shown(self.limit or 0)} that {source}"
 
 
+UNLIMITED = Budget()
+
+
 def budget_of(given: int | None) -> Budget:
     """What the user named, or what this machine or this container has left."""
     return Budget(given, given=True) if given is not None else Budget(available_memory())

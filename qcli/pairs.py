@@ -13,6 +13,7 @@ import numpy.typing as npt
 from qcli.graph import Node
 from qcli.types import Array, Scale
 
+_BLOCK = 1 << 20
 PAIR_LIMIT = 128
 _SAFE_SUM = PAIR_LIMIT - 1
 """Rounding two codes can add one to their sum."""
@@ -27,11 +28,18 @@ def pair_floor(node: Node, weight: Array, scale: Scale) -> npt.NDArray[np.float6
     rows = kernel_rows(node, weight)
     if rows is None:
         return np.zeros(scale.scale.size)
-    limit = np.maximum(-scale.lowest, scale.highest) * scale.scale.astype(np.float64)
-    clipped = np.clip(rows, -limit.reshape(-1, 1), limit.reshape(-1, 1))
-    worst = np.maximum(_pair_sums(np.maximum(clipped, 0)), _pair_sums(np.maximum(-clipped, 0)))
+    limit = np.broadcast_to(np.maximum(-scale.lowest, scale.highest) * scale.scale.astype(np.float64), rows.shape[:1])
+    step = max(1, _BLOCK // max(rows.shape[1], 1))
+    blocks = [slice(begin, begin + step) for begin in range(0, rows.shape[0], step)]
+    worst = np.concatenate([_worst(rows[block], limit[block, None]) for block in blocks] or [np.zeros(0)])
     sums = worst if scale.scale.size == rows.shape[0] else worst.max(keepdims=True)
     return np.asarray(sums / _SAFE_SUM, np.float64)
+
+
+def _worst(rows: Array, limit: Array) -> Array:
+    """The largest sum of a pair of one sign in each row, its weights clipped at the limit."""
+    clipped = np.clip(rows, -limit, limit)
+    return np.maximum(_pair_sums(np.maximum(clipped, 0)), _pair_sums(np.maximum(-clipped, 0)))
 
 
 def kernel_rows(node: Node, weight: Array) -> Array | None:

@@ -12,17 +12,18 @@ import msgspec
 
 from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
-from qcli.calibrate import collect
+from qcli.calibrate import check_memory, collect
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.files import check_distinct, check_writable, same_file, scratch_folder
-from qcli.gates import check_gates, evaluate
+from qcli.gates import check_gates, evaluate, refuse_unrun
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
 from qcli.job import QuantizeJob, named_inputs
 from qcli.job_files import dependencies
 from qcli.latency import Effort
+from qcli.memory import budget_of
 from qcli.plan import check_plan, make_plan, read_plan, required_opset
 from qcli.plugins import create
 from qcli.prepare import prepare
@@ -46,7 +47,7 @@ from qcli.solve import requests_of, solve, wishes_of
 from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Plan, Request
-from qcli.validate import ValidateJob, Validation, validate
+from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
 
 _STEP_SAMPLES = 32
@@ -84,7 +85,9 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
     prepared = prepare_job(job, watch)
     lacking = () if job.latency else ("latency",)
     gates = check_gates((*prepared.recipe.gates, *job.gates), lacking=lacking)
-    evaluation = _evaluation(job, prepared, watch)
+    means = means_of(budget_of(job.max_memory), prepared.source)
+    refuse_unrun(gates, means.unmeasured, means.why)
+    evaluation = _evaluation(job, prepared, watch) if means.runs else ()
     if job.dry_run:
         return _dry_report(job, prepared, watch)
     quantized, plan = _quantize(job, prepared, watch)
@@ -94,7 +97,9 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
         written = folder / output_path(job).name
         save_model(quantized, written)
         facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
-        validation = validate(_validate_job(job, prepared, evaluation, written, watch))
+        validation = validate(_validate_job(job, prepared, evaluation, written, means)) if means.runs else None
+    if means.why:
+        watch.warn(means.why)
     report = _report(job, prepared, validation, watch)
     report = msgspec.structs.replace(
         report,
@@ -117,8 +122,9 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     check_sizes(source)
     calibration = _calibration(job, recipe, source, watch)
     given = read_plan(job.plan) if job.plan is not None else None
+    samples = _step_samples(job, recipe, source)
     opset = max(required_opset(recipe), given.opset if given is not None else 0)
-    model = prepare(source, opset, recipe.prepare, _step_samples(job, recipe, source), watch)
+    model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget_of(job.max_memory))
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
     plan = given if given is not None else make_plan(model, recipe)
     check_plan(plan, model)
@@ -173,6 +179,7 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     known = find_statistics(key) if key is not None else None
     if known is not None:
         return known
+    check_memory(prepared.model, budget_of(job.max_memory))
     samples = prepared.calibration
     statistics = collect(prepared.model, empty, samples, threads=threads_of(job), progress=watch.progress)
     if key is not None:
@@ -253,18 +260,33 @@ def _watched(samples: Iterable[Sample], count: int, watch: Watch) -> Iterator[Sa
 
 
 def _validate_job(
-    job: QuantizeJob, prepared: Prepared, samples: Iterable[Sample], written: Path, watch: Watch
+    job: QuantizeJob, prepared: Prepared, samples: Iterable[Sample], written: Path, means: Means
 ) -> ValidateJob:
-    threads = job.threads or 1
-    reasons = {kept.node: kept.reason for kept in prepared.plan.kept_float}
-    latency = Effort() if job.latency else None
     return ValidateJob(
-        float_model=job.model, compressed=written, samples=samples, threads=threads, latency=latency, reasons=reasons
+        float_model=job.model,
+        compressed=written,
+        samples=samples,
+        threads=job.threads or 1,
+        latency=Effort() if job.latency and not means.lean else None,
+        reasons={kept.node: kept.reason for kept in prepared.plan.kept_float},
+        lean=means.lean,
     )
 
 
-def _report(job: QuantizeJob, prepared: Prepared, validation: Validation, watch: Watch) -> Report:
+def _report(job: QuantizeJob, prepared: Prepared, validation: Validation | None, watch: Watch) -> Report:
+    """The report, without a `validation` of what is known before models run."""
+    calibration = len(prepared.calibration) if prepared.calibration is not None else None
     plan = prepared.plan
+    report = Report(
+        command="quantize",
+        model=file_facts(job.model, prepared.source),
+        recipe=RecipeFacts(name=prepared.recipe.name, sha256=prepared.recipe.sha256),
+        samples=SampleCounts(calibration=calibration),
+        plan=PlanCounts(entries=len(plan.entries), ties=len(plan.ties)),
+        environment=environment(),
+    )
+    if validation is None:
+        return report
     for warning in validation.warnings:
         watch.warn(warning)
     if validation.latency is not None and validation.latency.speedup < 1:
@@ -276,33 +298,13 @@ def _report(job: QuantizeJob, prepared: Prepared, validation: Validation, watch:
     multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
     if multiplied and share < _MOSTLY_FLOAT:
         watch.warn(f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float")
-    calibration = len(prepared.calibration) if prepared.calibration is not None else None
-    return Report(
-        command="quantize",
-        model=file_facts(job.model, prepared.source),
-        recipe=RecipeFacts(name=prepared.recipe.name, sha256=prepared.recipe.sha256),
-        samples=SampleCounts(calibration=calibration, validation=validation.samples),
-        plan=PlanCounts(entries=len(plan.entries), ties=len(plan.ties)),
-        accuracy=validation.accuracy,
-        kernels=validation.kernels,
-        latency=validation.latency,
-        environment=environment(),
-    )
+    return with_validation(report, validation)
 
 
 def _dry_report(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Report:
     """What would be done: nothing is measured and nothing is written."""
-    calibration = len(prepared.calibration) if prepared.calibration is not None else None
-    return Report(
-        command="quantize",
-        model=file_facts(job.model, prepared.source),
-        recipe=RecipeFacts(name=prepared.recipe.name, sha256=prepared.recipe.sha256),
-        samples=SampleCounts(calibration=calibration),
-        plan=PlanCounts(entries=len(prepared.plan.entries), ties=len(prepared.plan.ties)),
-        warnings=tuple(watch.warnings),
-        seconds=Seconds(**watch.finish()),
-        environment=environment(),
-    )
+    report = _report(job, prepared, None, watch)
+    return msgspec.structs.replace(report, warnings=tuple(watch.warnings), seconds=Seconds(**watch.finish()))
 
 
 def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Report, watch: Watch) -> Report:

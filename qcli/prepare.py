@@ -20,6 +20,7 @@ from qcli.graph import (
     raise_opset,
     untyped,
 )
+from qcli.memory import UNLIMITED, Budget
 from qcli.metrics.sqnr import Sqnr
 from qcli.plugins import choice_of, create
 from qcli.runtime import Session, on_sample
@@ -48,13 +49,27 @@ class _Check(NamedTuple):
     same_db: float
 
 
-def prepare(model: Model, opset: int, steps: Sequence[Spec], samples: Samples | None, watch: Watch) -> Model:
+def prepare(
+    model: Model,
+    opset: int,
+    steps: Sequence[Spec],
+    samples: Samples | None,
+    watch: Watch,
+    *,
+    budget: Budget = UNLIMITED,
+) -> Model:
     """The model after the opset conversion and all steps, each compared with the model's own outputs.
 
     `samples` are needed by steps that measure; without any, those are skipped with a warning, and the rest is
-    compared on zeros of the declared shapes. Raises RuntimeFailure if the model itself does not run.
+    compared on zeros of the declared shapes. Where the `budget` does not allow the model to run, nothing is measured
+    or compared, and a warning says so. Raises RuntimeFailure if the model itself does not run.
     """
-    model, check = _reference(model, samples, watch)
+    needed = model.run_bytes()
+    if budget.fits(needed):
+        model, check = _reference(model, samples, watch)
+    else:
+        watch.warn(f"the steps before quantization are unchecked: running the model {budget.shortage(needed)}")
+        samples, check = None, _Check(None, None, SAME_DB)
     current = _raised(model, opset, check)
     for spec in steps:
         current, check = _run_step(current, spec, check, samples, watch)
@@ -81,7 +96,7 @@ def _note_types(model: Model, probe: Feeds | None) -> None:
     names = untyped(model)
     if names and probe is not None:
         with suppress(RuntimeFailure):  # then they stay unknown, and their readers float
-            note_types(model, Session(model.serialize(extra_outputs=names)).run(probe, names))
+            note_types(model, Session(model.runnable(names)).run(probe, names))
 
 
 def _reference(model: Model, samples: Samples | None, watch: Watch) -> tuple[Model, _Check]:
@@ -90,13 +105,13 @@ def _reference(model: Model, samples: Samples | None, watch: Watch) -> tuple[Mod
     same_db = min([SAME_DB, *(_ROUNDED_DB[kind] for kind in other_floats(model) if kind in _ROUNDED_DB)])
     session: Session | None = None
     try:
-        session = Session(model.serialize())  # steps may rely on a graph that onnxruntime has checked
+        session = Session(model.runnable())  # steps may rely on a graph that onnxruntime has checked
         with on_sample(given) if given else nullcontext():
             return model, _Check(probe, session.run(probe) if probe is not None else None, same_db)
     except RuntimeFailure:
         form = float32_form(model)
         if form is not None:
-            converted = Session(form.serialize())
+            converted = Session(form.runnable())
             reference = converted.run(probe) if probe is not None else None
             watch.warn("onnxruntime cannot run the model in its own floats: its float32 form is taken in its place")
             return form, _Check(probe, reference, same_db)
@@ -109,7 +124,7 @@ def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, 
     step = create("steps", spec)
     name = choice_of(spec).name
     if isinstance(step, MeasuredStep) and samples is None:
-        watch.warn(f"step '{name}' needs samples and was skipped")
+        watch.warn(f"step '{name}' needs to run the model on samples and was skipped")
         return model, check
     changed = model.copy()
     fitting = [_PRECISION_DB[kind] for kind in other_floats(model)] if step.changes_precision else []
@@ -124,7 +139,7 @@ def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, 
         watch.warn(f"step '{name}' changed the outputs and was undone")
         return model, check
     if step.changes_precision and check.probe is not None:
-        check = check._replace(reference=Session(changed.serialize()).run(check.probe))
+        check = check._replace(reference=Session(changed.runnable()).run(check.probe))
     return changed, check
 
 
@@ -138,7 +153,7 @@ def _measured(step: MeasuredStep, model: Model, samples: Samples | None) -> int:
 def _same(model: Model, check: _Check) -> bool:
     if check.probe is None or check.reference is None:
         return True
-    result = Session(model.serialize()).run(check.probe)
+    result = Session(model.runnable()).run(check.probe)
     return all(_equal(value, result[name], check.same_db) for name, value in check.reference.items())
 
 

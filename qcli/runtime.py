@@ -77,6 +77,8 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
+            weights = f"{optimized_to.name}.data"  # protobuf ends at 2 GiB
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         source = Runnable(model) if isinstance(model, bytes) else model
         if lean or (isinstance(source, Runnable) and source.folder):
             options.add_session_config_entry("session.disable_prepacking", "1")

@@ -10,14 +10,14 @@ import msgspec
 from qcli.dataset import Sample
 from qcli.errors import NothingToDoError
 from qcli.files import check_distinct, check_writable
-from qcli.gates import check_gates, evaluate
+from qcli.gates import check_gates, evaluate, refuse_unrun
 from qcli.graph import Model, check_sizes, load_model
 from qcli.latency import Effort
+from qcli.memory import budget_of
 from qcli.recipe import Recipe, load_recipe
 from qcli.render import report_writer, write_report
 from qcli.report import (
     Report,
-    SampleCounts,
     Seconds,
     environment,
     file_facts,
@@ -27,7 +27,7 @@ from qcli.report import (
 )
 from qcli.sources import SampleStream, open_source
 from qcli.types import Noun
-from qcli.validate import ValidateJob, Validation, validate
+from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
 
 
@@ -47,6 +47,7 @@ class CompareJob(Noun, frozen=True, kw_only=True):
     reports: tuple[Path, ...] = ()
     threads: int = 0
     latency: bool = True
+    max_memory: int | None = None
 
 
 def compare_models(job: CompareJob, watch: Watch | None = None) -> Report:
@@ -66,22 +67,31 @@ def compare_models(job: CompareJob, watch: Watch | None = None) -> Report:
     models = load_model(job.float_model), load_model(job.compressed)
     for model in models:
         check_sizes(model)
+    means = means_of(budget_of(job.max_memory), models[0])
+    refuse_unrun(gates, means.unmeasured, means.why)
     samples = _samples(job, recipe, models[0])
     watch.phase("validate")
-    validation = validate(
-        ValidateJob(
-            float_model=job.float_model,
-            compressed=job.compressed,
-            samples=_watched(samples, watch),
-            threads=job.threads or 1,
-            latency=Effort() if job.latency else None,
-        )
-    )
+    if means.why:
+        watch.warn(means.why)
+    validation = _validate(job, means, _watched(samples, watch)) if means.runs else None
     report = _report(job, models, validation, watch)
     report = with_gates(report, evaluate(gates, report))
     for path in job.reports:
         write_report(report, path)
     return report
+
+
+def _validate(job: CompareJob, means: Means, samples: Iterator[Sample]) -> Validation:
+    return validate(
+        ValidateJob(
+            float_model=job.float_model,
+            compressed=job.compressed,
+            samples=samples,
+            threads=job.threads or 1,
+            latency=Effort() if job.latency and not means.lean else None,
+            lean=means.lean,
+        )
+    )
 
 
 def _samples(job: CompareJob, recipe: Recipe, model: Model) -> SampleStream:
@@ -102,21 +112,18 @@ def _watched(samples: SampleStream, watch: Watch) -> Iterator[Sample]:
         watch.progress(done, len(samples))
 
 
-def _report(job: CompareJob, models: tuple[Model, Model], validation: Validation, watch: Watch) -> Report:
-    for warning in validation.warnings:
+def _report(job: CompareJob, models: tuple[Model, Model], validation: Validation | None, watch: Watch) -> Report:
+    for warning in validation.warnings if validation is not None else ():
         watch.warn(warning)
     before, after = file_facts(job.float_model, models[0]), file_facts(job.compressed, models[1])
-    return Report(
+    report = Report(
         command="validate",
         model=before,
         output=after,
-        samples=SampleCounts(validation=validation.samples),
         size=size_of(before, after),
-        accuracy=validation.accuracy,
-        kernels=validation.kernels,
-        latency=validation.latency,
         warnings=tuple(watch.warnings),
         seconds=Seconds(**watch.finish()),
         peak_memory_mb=peak_memory_mb(),
         environment=environment(),
     )
+    return report if validation is None else with_validation(report, validation)

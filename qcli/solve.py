@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from qcli.blocks import interval_of, rounded
 from qcli.distribution import Distribution, from_weights
 from qcli.errors import InputError, UsageError
 from qcli.graph import Model, Node, Value, constant_of, node_key
@@ -14,7 +15,7 @@ from qcli.layers import bias_layer
 from qcli.pairs import pair_floor
 from qcli.plugins import create, names
 from qcli.statistics import Statistics
-from qcli.types import Array, Entry, Interval, Plan, Request, Role, Scale
+from qcli.types import Array, Deferred, Entry, Interval, Plan, Request, Role, Scale
 
 _INT32_MAX = 2**31 - 1
 _BIAS_LEVELS = 2**30
@@ -29,7 +30,7 @@ class Solution:
     """Scales by site, and codes of constants by site."""
 
     scales: dict[SiteKey, Scale] = field(default_factory=dict)
-    codes: dict[SiteKey, Array] = field(default_factory=dict)
+    codes: dict[SiteKey, Array | Deferred] = field(default_factory=dict)
 
 
 def site_key(entry: Entry) -> SiteKey:
@@ -106,6 +107,7 @@ class _Solver:
     def __init__(self, model: Model, plan: Plan, statistics: Statistics) -> None:
         self._plan = plan
         self._statistics = statistics
+        self._large = model.large
         self._values = _values(model)
         self._nodes = {node_key(node): node for node in model.nodes()}
         self._by_value: dict[str, Scale] = {}
@@ -145,11 +147,10 @@ class _Solver:
     def _weight(self, entries: list[Entry]) -> None:
         entry = entries[0]
         weight = self._weight_array(entry)
-        distribution = from_weights(weight, entry.grid.axis)
-        interval = create("ranges", entry.range).interval(distribution, entry.grid)
+        find = create("ranges", entry.range).interval
+        interval, dead = interval_of(weight, entry.grid.axis, lambda part: find(part, entry.grid))
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
-        dead = (distribution.lower == 0) & (distribution.upper == 0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
         widened = Scale(
             scale=steps,
@@ -159,10 +160,18 @@ class _Solver:
             highest=scale.highest,
             dtype=scale.dtype,
         )
-        codes = create("roundings", entry.rounding).round(weight, widened)
+        codes = self._codes(entry, widened)
         for one in entries:
             self.solution.scales[site_key(one)] = widened
             self.solution.codes[site_key(one)] = codes
+
+    def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
+        """The codes of a weight; those of a large model are computed again each time they are needed."""
+        encode = create("roundings", entry.rounding).round
+        if not self._large:
+            return rounded(self._weight_array(entry), scale, encode)
+        shape = self._weight_array(entry).shape
+        return Deferred(shape, scale.dtype, lambda: rounded(self._weight_array(entry), scale, encode))
 
     def biases(self) -> None:
         """scale = s_x * s_w, along the weight's output channels."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -32,6 +33,14 @@ class Deferred:
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def T(self) -> Array:  # noqa: N802 - as numpy calls it
+        return self.make().T
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.array(self.make(), dtype=dtype) if copy else np.asarray(self.make(), dtype=dtype)

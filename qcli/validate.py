@@ -21,6 +21,7 @@ from qcli.files import scratch_folder
 from qcli.graph import Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
 from qcli.latency import NORMAL_EFFORT, Effort, Latency, measure
+from qcli.memory import Budget
 from qcli.report import (
     Accuracy,
     Agreement,
@@ -28,6 +29,8 @@ from qcli.report import (
     FloatNode,
     KernelFacts,
     LatencyFacts,
+    Report,
+    SampleCounts,
     Size,
     file_facts,
     size_of,
@@ -44,7 +47,7 @@ class ValidateJob(Noun, frozen=True, kw_only=True):
 
     `samples` is iterated once. `threads` are those inside an operator. `latency` None leaves it out.
     `unoptimized_samples` many samples also run without graph optimization. `reasons` says why nodes were left
-    float, by name or by first output.
+    float, by name or by first output. `lean` leaves weights in their files, at the cost of speed.
     """
 
     float_model: Path | bytes
@@ -54,6 +57,7 @@ class ValidateJob(Noun, frozen=True, kw_only=True):
     latency: Effort | None = NORMAL_EFFORT
     unoptimized_samples: int = 4
     reasons: Mapping[str, str] = msgspec.field(default_factory=dict)
+    lean: bool = False
 
 
 class Validation(Noun, frozen=True, kw_only=True):
@@ -84,6 +88,39 @@ class Validation(Noun, frozen=True, kw_only=True):
         }
 
 
+class Means(Noun, frozen=True, kw_only=True):
+    """How far two models can be compared: by running them or not, with copies of their weights or not.
+
+    `unmeasured` are the sections of the report that stay empty, `why` says it.
+    """
+
+    runs: bool = True
+    lean: bool = False
+    unmeasured: tuple[str, ...] = ()
+    why: str = ""
+
+
+def means_of(budget: Budget, float_model: Model) -> Means:
+    """What the memory allows. The compressed model counts like the float one, to which onnxruntime may decode it."""
+    weights = float_model.weight_bytes()
+    if budget.fits(_AT_EASE * weights):
+        return Means()
+    if float_model.large and budget.fits(_LEAN * weights):
+        usual = budget.shortage(_AT_EASE * weights)
+        why = f"latency was not measured and the models ran without copies of their weights: running as usual {usual}"
+        return Means(lean=True, unmeasured=("latency",), why=why)
+    needed = (_LEAN if float_model.large else _AT_EASE) * weights
+    why = f"the models were not run and not compared: that {budget.shortage(needed)}"
+    return Means(runs=False, unmeasured=("accuracy", "kernels", "latency"), why=why)
+
+
+_AT_EASE = 4
+"""Two models, each with its weights and the copies that kernels work on, in sizes of the float weights."""
+
+_LEAN = 3
+"""The float weights in their files, the compressed ones, and these decoded."""
+
+
 def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     """Runs both models on every sample, in constant memory. Warnings go to `watch` too.
 
@@ -97,10 +134,10 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     reference, warned = _reference_session(job, float_model)
     sessions = _Sessions(
         reference,
-        Session(job.compressed, threads=job.threads, spin=False),
+        Session(job.compressed, threads=job.threads, spin=False, lean=job.lean),
     )
     comparison = Comparison()
-    check = OptimizationCheck(job.compressed, job.unoptimized_samples, job.threads)
+    check = OptimizationCheck(job.compressed, job.unoptimized_samples, job.threads, lean=job.lean)
     feeds = _run_all(job, sessions, (comparison, check), watch)
     kernels = read_kernels(job.compressed, float_model, feeds[0])
     latency = _latency(sessions, feeds, job)
@@ -118,6 +155,13 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     )
 
 
+def with_validation(report: Report, validation: Validation) -> Report:
+    """The report with what running both models showed."""
+    counts = msgspec.structs.replace(report.samples or SampleCounts(), validation=validation.samples)
+    sections = {"accuracy": validation.accuracy, "kernels": validation.kernels, "latency": validation.latency}
+    return msgspec.structs.replace(report, samples=counts, **sections)
+
+
 class _Sessions(NamedTuple):
     float_model: Session
     compressed: Session
@@ -126,13 +170,13 @@ class _Sessions(NamedTuple):
 def _reference_session(job: ValidateJob, model: Model) -> tuple[Session, tuple[str, ...]]:
     """The float model, or its float32 form where onnxruntime lacks the model's own floats, and a warning."""
     try:
-        return Session(job.float_model, threads=job.threads, spin=False), ()
+        return Session(job.float_model, threads=job.threads, spin=False, lean=job.lean), ()
     except RuntimeFailure:
         form = float32_form(model)
         if form is None:
             raise
         warning = "onnxruntime cannot run the float model in its own floats: compared with its float32 form"
-        return Session(form.serialize(), threads=job.threads, spin=False), (warning,)
+        return Session(form.runnable(), threads=job.threads, spin=False), (warning,)
 
 
 def _run_all(

@@ -24,7 +24,7 @@ LAYERS = {
     "formats, stats, samples": ("formats.*", "stats.*", "samples.*"),
     "ranges and their like": ("ranges.*", "roundings.*", "metrics.*", "targets.*", "statistics"),
     "graph plug-ins": ("encodings.*", "steps.*"),
-    "facts": ("recipe", "report", "dataset", "tracing", "pairs", "legality"),
+    "facts": ("blocks", "recipe", "report", "dataset", "tracing", "pairs", "legality"),
     "parts of a stage": ("matching", "placement", "calibrate", "cache", "sources"),
     "parts of a judgement": ("job_files", "gates", "kernels", "latency", "comparison"),
     "what is left over": ("stored",),

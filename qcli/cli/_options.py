@@ -25,6 +25,13 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     return int(index), int(count)
 
 
+def parse_memory(text: str | None) -> int | None:
+    """`600MB` in bytes."""
+    from qcli.memory import parse_size
+
+    return parse_size(text) if text is not None else None
+
+
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="The float model, an .onnx file.", show_default=False)
 ]
@@ -119,6 +126,15 @@ RequantizeOption = Annotated[
     bool,
     typer.Option(
         "--requantize-rest", help="Accept a model that is quantized in part; quantize only what is still float."
+    ),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Memory that models may take while they run, as in 600MB or 4GB. Default: what is free.",
+        show_default=False,
     ),
 ]
 NoLatencyOption = Annotated[

@@ -30,6 +30,7 @@ def calibrate(
     ] = None,
     threads: options.ThreadsOption = 0,
     requantize_rest: options.RequantizeOption = False,
+    max_memory: options.MaxMemoryOption = None,
 ) -> None:
     """Measure activations on samples, into a file."""
     from qcli.cli._tables import show_statistics
@@ -46,6 +47,7 @@ def calibrate(
         shard=options.parse_shard(shard),
         plan=plan,
         threads=threads,
+        max_memory=options.parse_memory(max_memory),
         output=output,
         requantize_rest=requantize_rest,
     )

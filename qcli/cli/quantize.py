@@ -59,6 +59,7 @@ def quantize(
     requantize_rest: options.RequantizeOption = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew what was measured before.")] = False,
     threads: options.ThreadsOption = 0,
+    max_memory: options.MaxMemoryOption = None,
 ) -> None:
     """Quantize a model, run the result and judge it."""
     from qcli.job import QuantizeJob
@@ -80,6 +81,7 @@ def quantize(
         samples=samples,
         random_samples=random_samples,
         threads=threads,
+        max_memory=options.parse_memory(max_memory),
         latency=not no_latency,
         cache=not no_cache,
         keep_failing=keep_failing,

@@ -34,6 +34,7 @@ def validate(
     no_latency: options.NoLatencyOption = False,
     reports: options.ReportOption = None,
     threads: options.ThreadsOption = 0,
+    max_memory: options.MaxMemoryOption = None,
 ) -> None:
     """Compare two models: accuracy, size, kernels, latency, gates."""
     from qcli.render import show_report
@@ -49,6 +50,7 @@ def validate(
         gates=tuple(gates or ()),
         reports=tuple(reports or ()),
         threads=threads,
+        max_memory=options.parse_memory(max_memory),
         latency=not no_latency,
     )
     with screen.watching() as watch:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from qcli.contracts import broadcast
 from qcli.graph import Graph, Node, Value, add_initializer, graph_of, insert_before, make_node
-from qcli.types import Array, Scale
+from qcli.types import Array, Deferred, Scale
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Coded:
 
     node: Node
     operand: int
-    codes: Array
+    codes: Array | Deferred
     scale: Scale
 
     @property

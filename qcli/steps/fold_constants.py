@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,7 @@ _GROWING = ("ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", 
 _MOST_ELEMENTS = 1 << 28
 """Of a constant that is computed at all."""
 
+_LARGE = 1 << 20
 _KEPT = (*_RANDOM, "If", "Loop", "Scan", "SequenceMap", "DequantizeLinear", "QuantizeLinear")
 
 
@@ -51,28 +54,62 @@ class FoldConstants(Step, frozen=True, kw_only=True):
             folded += once
 
     def _fold_computed(self, model: Model, graph: Graph) -> int:
-        nodes = _constant_nodes(graph)
-        wanted = [value for node in nodes for value in node.outputs if _leaves(value, set(nodes))]
-        if not wanted:
-            return 0
-        names = tuple(value.name or "" for value in wanted)
-        results = Session(model.constant_part(nodes, names), optimize=False).run({}, names)
         folded = 0
-        for value in wanted:
-            array = results[value.name or ""]
-            if not hasattr(array, "nbytes") or array.dtype == object or array.nbytes > self._allowed(value):
-                continue
-            name = value.name or "constant"
-            value.name = f"{name}_folded"
-            value.replace_all_uses_with(add_initializer(graph, name, array))
-            folded += 1
-        model.remove_unused()
+        for nodes, wanted in _parts(graph, one_by_one=model.large):
+            names = tuple(value.name or "" for value in wanted)
+            results = Session(model.constant_part(nodes, names), optimize=False).run({}, names)
+            folded += sum(self._replace(graph, value, results.pop(value.name or "")) for value in wanted)
+        if folded:
+            model.remove_unused()
         return folded
+
+    def _replace(self, graph: Graph, value: Value, array: Any) -> bool:
+        if not hasattr(array, "nbytes") or array.dtype == object or array.nbytes > self._allowed(value):
+            return False
+        name = value.name or "constant"
+        value.name = f"{name}_folded"
+        value.replace_all_uses_with(add_initializer(graph, name, array))
+        return True
 
     def _allowed(self, value: Value) -> int:
         node = value.producer()
         inputs = [item.const_value.nbytes for item in (node.inputs if node else ()) if item and item.const_value]
         return max(self.limit_bytes, *inputs, 0)
+
+
+def _parts(graph: Graph, *, one_by_one: bool) -> Iterator[tuple[list[Node], list[Value]]]:
+    """The constant nodes and the values wanted of them, all together; `one_by_one` those that read large constants."""
+    nodes = _constant_nodes(graph)
+    wanted = [value for node in nodes for value in node.outputs if _leaves(value, set(nodes))]
+    if not one_by_one:
+        if wanted:
+            yield nodes, wanted
+        return
+    cones = {value: _cone(value, nodes) for value in wanted}
+    together = [value for value in wanted if _read_bytes(cones[value]) < _LARGE]
+    if together:
+        needed = set().union(*(cones[value] for value in together))
+        yield [node for node in nodes if node in needed], together
+    for value in wanted:
+        if value not in together:
+            yield [node for node in nodes if node in cones[value]], [value]
+
+
+def _cone(value: Value, nodes: list[Node]) -> set[Node]:
+    """The nodes that a value is computed by."""
+    inside, found, waiting = set(nodes), set[Node](), [value.producer()]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node in inside and node not in found:
+            found.add(node)
+            waiting += [item.producer() for item in node.inputs if item is not None]
+    return found
+
+
+def _read_bytes(nodes: set[Node]) -> int:
+    """The bytes of the constants that nodes read."""
+    read = {item for node in nodes for item in node.inputs if item is not None and item.const_value is not None}
+    return sum(item.const_value.nbytes for item in read if item.const_value is not None)
 
 
 def _constant_nodes(graph: Graph) -> list[Node]:

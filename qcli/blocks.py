@@ -1,0 +1,58 @@
+"""Large weights, some channels at a time: what is known of each channel does not depend on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+import numpy as np
+
+from qcli.distribution import Distribution, from_weights
+from qcli.types import Array, FloatArray, Interval, Scale
+
+_BLOCK_BYTES = 1 << 23
+"""Weights up to this size are worked on as a whole; finding their ranges takes some thirty times as much."""
+
+
+def interval_of(
+    weight: FloatArray, axis: int | None, find: Callable[[Distribution], Interval]
+) -> tuple[Interval, Array]:
+    """The interval of each channel, and which channels are all zero."""
+    found: list[tuple[Interval, Array]] = []
+    for part in _parts(weight, axis):
+        distribution = from_weights(weight[part], axis)
+        dead = (distribution.lower == 0) & (distribution.upper == 0)
+        found.append((find(distribution), dead))
+    lower = np.concatenate([interval.lower for interval, _ in found])
+    upper = np.concatenate([interval.upper for interval, _ in found])
+    return Interval(lower=lower, upper=upper), np.concatenate([dead for _, dead in found])
+
+
+def rounded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scale], Array]) -> Array:
+    """The codes of a weight. Roundings treat each output channel by itself."""
+    axis = scale.axis or 0
+    parts = tuple(_parts(weight, axis if weight.ndim else None))
+    if len(parts) == 1:
+        return encode(weight, scale)
+    codes = np.empty(weight.shape, scale.dtype)
+    for part in parts:
+        codes[part] = encode(weight[part], _scale_of(scale, part[axis]))
+    return codes
+
+
+def _parts(weight: Array, axis: int | None) -> Iterator[tuple[slice, ...]]:
+    """Slices along an axis that cover the weight; a single one where it is small or there is no axis."""
+    everything = (slice(None),) * weight.ndim
+    if axis is None or weight.nbytes <= _BLOCK_BYTES:
+        yield everything
+        return
+    channels = weight.shape[axis]
+    step = max(1, channels * _BLOCK_BYTES // weight.nbytes)
+    for begin in range(0, channels, step):
+        yield (*everything[:axis], slice(begin, begin + step), *everything[axis + 1 :])
+
+
+def _scale_of(scale: Scale, channels: slice) -> Scale:
+    if scale.axis is None:
+        return scale
+    return msgspec.structs.replace(scale, scale=scale.scale[channels], zero_point=scale.zero_point[channels])
