@@ -14,18 +14,39 @@ _BLOCK_BYTES = 1 << 23
 """Weights up to this size are worked on as a whole; finding their ranges takes some thirty times as much."""
 
 
+_TAIL = 64
+_MIDDLE = 512
+
+
 def interval_of(
-    weight: FloatArray, axis: int | None, find: Callable[[Distribution], Interval]
+    weight: FloatArray, axis: int | None, find: Callable[[Distribution], Interval], *, thin: bool = False
 ) -> tuple[Interval, Array]:
-    """The interval of each channel, and which channels are all zero."""
+    """The interval of each channel, and which channels are all zero.
+
+    With `thin`, long channels are known by their ends and by some of what lies between: a tenth of the time.
+    """
     found: list[tuple[Interval, Array]] = []
     for part in _parts(weight, axis):
         distribution = from_weights(weight[part], axis)
         dead = (distribution.lower == 0) & (distribution.upper == 0)
-        found.append((find(distribution), dead))
+        found.append((find(_thinned(distribution) if thin else distribution), dead))
     lower = np.concatenate([interval.lower for interval, _ in found])
     upper = np.concatenate([interval.upper for interval, _ in found])
     return Interval(lower=lower, upper=upper), np.concatenate([dead for _, dead in found])
+
+
+def _thinned(whole: Distribution) -> Distribution:
+    """The lowest and the highest values of each channel one by one, and every so many of the others for them all."""
+    values = whole.points.shape[1]
+    step = (values - 2 * _TAIL) // _MIDDLE
+    if step < 2 or whole.resolution:
+        return whole
+    middle = np.arange(_TAIL, values - _TAIL)
+    runs = np.array_split(middle, -(-middle.size // step))
+    kept = np.concatenate([np.arange(_TAIL), [run[len(run) // 2] for run in runs], np.arange(values - _TAIL, values)])
+    counts = np.concatenate([np.ones(_TAIL), [len(run) for run in runs], np.ones(_TAIL)]).astype(np.float64)
+    points = np.ascontiguousarray(whole.points[:, kept])
+    return msgspec.structs.replace(whole, points=points, counts=np.broadcast_to(counts, points.shape))
 
 
 def rounded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scale], Array]) -> Array:

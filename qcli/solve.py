@@ -148,7 +148,7 @@ class _Solver:
         entry = entries[0]
         weight = self._weight_array(entry)
         find = create("ranges", entry.range).interval
-        interval, dead = interval_of(weight, entry.grid.axis, lambda part: find(part, entry.grid))
+        interval, dead = interval_of(weight, entry.grid.axis, lambda part: find(part, entry.grid), thin=self._large)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
