@@ -61,7 +61,9 @@ class Kernels(Noun, frozen=True, kw_only=True):
     unmatched: tuple[str, ...] = ()
 
 
-def read_kernels(quantized: bytes | Path, float_model: Model, feeds: Mapping[str, Array]) -> Kernels:
+def read_kernels(
+    quantized: bytes | Path, float_model: Model, feeds: Mapping[str, Array], *, lean: bool = False
+) -> Kernels:
     """Loads `quantized` as onnxruntime would and reads what became of each compute node of `float_model`.
 
     `feeds` is one sample: multiply-accumulates are counted for its shapes. Raises RuntimeFailure if
@@ -69,7 +71,7 @@ def read_kernels(quantized: bytes | Path, float_model: Model, feeds: Mapping[str
     """
     with scratch_folder() as folder:
         saved = folder / "optimized.onnx"
-        Session(quantized, optimized_to=saved)
+        Session(quantized, optimized_to=saved, lean=lean)
         optimized = read_optimized(saved, feeds)
     normal = float_model.copy()
     normalize_graph(normal)

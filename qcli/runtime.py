@@ -80,12 +80,15 @@ class Session:
             weights = f"{optimized_to.name}.data"  # protobuf ends at 2 GiB
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         source = Runnable(model) if isinstance(model, bytes) else model
+        kept_out: list[str] = []
         if lean or (isinstance(source, Runnable) and source.folder):
-            options.add_session_config_entry("session.disable_prepacking", "1")
+            kept_out = _spare_memory(options)
         try:
             self._weights = _hand_over(source, options) if isinstance(source, Runnable) else []
             content = source.content if isinstance(source, Runnable) else str(source)
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=kept_out
+            )
         except _RUNTIME_ERRORS as error:
             _refuse_lack_of_memory(error)
             hint = "run 'qcli doctor' to see this onnxruntime's version"
@@ -151,6 +154,19 @@ def on_sample(file: str) -> Iterator[None]:
         yield
     except RuntimeFailure as error:
         raise RuntimeFailure(f"sample '{file}': {error.message}", error.hint) from error
+
+
+def _spare_memory(options: Any) -> list[str]:
+    """No second copy of the weights for the kernels, and no pool that grows by doubling; what not to optimize.
+
+    Constant folding would decode weights that are stored as integers, and the usual order would decode all of them
+    before the first one is used.
+    """
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.enable_cpu_mem_arena = False
+    return ["ConstantFolding"]
 
 
 def _hand_over(model: Runnable, options: Any) -> list[Any]:

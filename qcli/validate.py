@@ -117,8 +117,8 @@ def means_of(budget: Budget, float_model: Model) -> Means:
 _AT_EASE = 4
 """Two models, each with its weights and the copies that kernels work on, in sizes of the float weights."""
 
-_LEAN = 3
-"""The float weights in their files, the compressed ones, and these decoded."""
+_LEAN = 2
+"""The weights of both models in their files, the compressed ones at most as large."""
 
 
 def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
@@ -139,8 +139,9 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
     comparison = Comparison()
     check = OptimizationCheck(job.compressed, job.unoptimized_samples, job.threads, lean=job.lean)
     feeds = _run_all(job, sessions, (comparison, check), watch)
-    kernels = read_kernels(job.compressed, float_model, feeds[0])
     latency = _latency(sessions, feeds, job)
+    del sessions, reference  # the next one takes as much memory
+    kernels = read_kernels(job.compressed, float_model, feeds[0], lean=job.lean)
     warnings = (*warned, *comparison.warnings(), *check.warnings(), *_latency_warnings(latency))
     for text in warnings:
         watch.warn(text)
