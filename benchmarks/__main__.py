@@ -141,6 +141,20 @@ def backend(
         raise typer.Exit(1)
 
 
+@app.command()
+def large(json: JsonOption = None) -> None:
+    """Peak memory and time for a model of 3.2 GB; exit code 1 if it takes more than 600 MB."""
+    from benchmarks.large import measure_large
+    from benchmarks.tables import large_table
+
+    _prepare(json)
+    report = measure_large()
+    _console().print(large_table(report))
+    _write(report, json)
+    if any(run.met is False for run in report.runs):
+        raise typer.Exit(1)
+
+
 def main() -> int:
     """Runs the program; an error of qcli is a line and a hint."""
     try:

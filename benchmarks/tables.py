@@ -8,6 +8,7 @@ from rich.table import Table as Shown
 
 from benchmarks.calibration import CalibrationReport, Cost, CostRow
 from benchmarks.compare import Row, Table
+from benchmarks.large import LargeReport
 from benchmarks.outcome import AcceptanceReport, Check
 
 _NOTHING = "-"
@@ -39,6 +40,21 @@ def calibration_table(report: CalibrationReport) -> Shown:
     shown = _table(title, ("contender", *columns, "growth", "ratio target", "met"))
     for row in report.contenders:
         shown.add_row(*_calibrated(row))
+    return shown
+
+
+def large_table(report: LargeReport) -> Shown:
+    title = (
+        f"{report.float_bytes / 1e9:.1f} GB of weights in {report.layers} matrices to int8; peaks above the "
+        f"{_number(report.libraries_mb, 0)} MB of the libraries; target: <= {report.peak_target_mb:.0f} MB"
+    )
+    shown = _table(title, ("--max-memory", "wall s", "peak MB", "above", "output MB", "met"))
+    for run in report.runs:
+        peaks = (_number(run.peak_mb, 0), _number(run.above_mb, 0))
+        met = _NOTHING if run.met is None else ("yes" if run.met else "no")
+        shown.add_row(
+            run.max_memory or "what is free", f"{run.wall_s:.0f}", *peaks, f"{run.output_bytes / 1e6:.0f}", met
+        )
     return shown
 
 

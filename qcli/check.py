@@ -17,6 +17,7 @@ from qcli.gates import parse_gate
 from qcli.graph import Model, check_sizes, load_model
 from qcli.job import QuantizeJob
 from qcli.matching import RuleBook
+from qcli.memory import budget_of
 from qcli.plan import make_plan, required_opset
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, SampleSource, load_recipe
@@ -84,9 +85,13 @@ def check_job(job: QuantizeJob) -> Findings:
     return Findings(status="failed" if failed else "passed", problems=tuple(notes.problems))
 
 
+def _prepared(model: Model, recipe: Recipe) -> Model:
+    return prepare(model, required_opset(recipe), recipe.prepare, None, Watch(), budget=budget_of(None))
+
+
 def _check_plan(model: Model, recipe: Recipe, notes: _Notes) -> None:
     """Each rule of the user's on its own, then what the good ones come to together."""
-    prepared = notes.attempt("model", lambda: prepare(model, required_opset(recipe), recipe.prepare, None, Watch()))
+    prepared = notes.attempt("model", lambda: _prepared(model, recipe))
     if prepared is None:
         return
     good = []

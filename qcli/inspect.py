@@ -108,7 +108,7 @@ def _work(model: Model, feeds: Mapping[str, Array]) -> int | None:
 
 def _kernels(path: Path, model: Model, feeds: Mapping[str, Array] | None) -> tuple[KernelCounts | None, str]:
     try:
-        found = read_kernels(path, model, feeds or {})
+        found = read_kernels(path, model, feeds or {}, lean=model.large)
     except (RuntimeFailure, UnsupportedError) as error:
         return None, error.message
     return KernelCounts(integer=found.integer, float_=found.float_nodes, by_kernel=found.by_kernel), ""

@@ -316,6 +316,7 @@ def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Repo
         save_model(quantized, output)
     elif job.keep_failing:
         save_model(quantized, rejected)
+        facts = file_facts(rejected) if quantized.large else facts  # which names its data after itself
         report = msgspec.structs.replace(report, output=msgspec.structs.replace(facts, path=str(rejected)))
     else:
         report = msgspec.structs.replace(report, output=None)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import onnx_ir as ir
 
+from qcli.errors import InputError
 from qcli.types import Array, Deferred
 
 STORED_BYTES = 1 << 20
@@ -42,22 +44,34 @@ class StoredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
 
     def blocks(self) -> Iterator[bytes]:
         """The bytes in pieces, through no map."""
-        left = self.nbytes
-        with self.source.open("rb") if isinstance(self.source, Path) else _borrowed(self.source) as stream:
-            stream.seek(self.offset)
-            while left > 0 and (block := stream.read(min(_BLOCK, left))):
-                left -= len(block)
-                yield block
+        for begin in range(0, self.nbytes, _BLOCK):
+            size = min(_BLOCK, self.nbytes - begin)
+            with self._readable(), _opened(self.source) as stream:
+                stream.seek(self.offset + begin)
+                block = stream.read(size)
+                if len(block) < size:
+                    raise ValueError("it is cut short")
+            yield block
 
     def _mapped(self) -> Array:
         shape = tuple(self.shape.numpy())
-        mapped = np.memmap(self.source, self.dtype.numpy(), mode="r", offset=self.offset, shape=shape)
+        with self._readable():
+            mapped = np.memmap(self.source, self.dtype.numpy(), mode="r", offset=self.offset, shape=shape)
         return np.asarray(mapped)
 
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """The file was there and long enough when the model was loaded; it may have changed since."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            problem = f"the weights in '{self.source}' cannot be read any more: {error}"
+            raise InputError(problem, "leave the model's files alone while it is worked on") from error
 
-def _borrowed(stream: IO[bytes]) -> IO[bytes]:
-    """The same file once more, so that closing it does not close the first."""
-    return open(stream.fileno(), "rb", closefd=False)
+
+def _opened(source: Path | IO[bytes]) -> IO[bytes]:
+    """The file, or an open one once more, so that closing it does not close the first."""
+    return source.open("rb") if isinstance(source, Path) else open(source.fileno(), "rb", closefd=False)
 
 
 class Shelf:

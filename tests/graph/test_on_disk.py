@@ -12,6 +12,7 @@ import pytest
 from models import assert_equal, assert_same, feeds_for, floats, node, normal, proto_of, run, wrapped
 from onnx import TensorProto, helper, numpy_helper
 
+from qcli.errors import InputError
 from qcli.graph import (
     Model,
     add_initializer,
@@ -272,3 +273,18 @@ def test_weights_in_memory_beyond_what_a_message_holds_are_handed_over(monkeypat
     assert set(runnable.arrays) == {"w1", "w2", "w3"} and runnable.folder == ""
     feeds = feeds_for(model)
     assert_equal(run(chain(), feeds), Session(runnable).run(feeds))
+
+
+@pytest.mark.parametrize("change", ["gone", "short"])
+def test_files_that_change_while_they_are_read_are_an_input_error(tmp_path: Path, change: str) -> None:
+    model = large(chain(), tmp_path)
+    if change == "gone":
+        (tmp_path / "weights.bin").unlink()
+    else:
+        (tmp_path / "weights.bin").write_bytes(b"short")
+    tensor = model.graph.initializers["w1"].const_value
+    assert isinstance(tensor, StoredTensor)
+    for read in (tensor.numpy, model.digest, lambda: save_model(model, tmp_path / "n.onnx")):
+        with pytest.raises(InputError, match="cannot be read any more"):
+            read()
+    assert not (tmp_path / "n.onnx").exists() and not list(tmp_path.glob("*.tmp"))
