@@ -114,8 +114,8 @@ def means_of(budget: Budget, float_model: Model) -> Means:
     return Means(runs=False, unmeasured=("accuracy", "kernels", "latency"), why=why)
 
 
-_AT_EASE = 4
-"""Two models, each with its weights and the copies that kernels work on, in sizes of the float weights."""
+_AT_EASE = 5
+"""Both models, the compressed one decoded, with the copies that kernels work on: in sizes of the float weights."""
 
 _LEAN = 2
 """The weights of both models in their files, the compressed ones at most as large."""
