@@ -102,14 +102,6 @@ class Model:
         expose(proto, extra_outputs)
         return Runnable(bytes(proto.SerializeToString(deterministic=True)), folder, found)
 
-    def constants(self) -> Iterator[ir.TensorProtocol]:
-        """The tensors of initializers and of Constant nodes, bodies of If and Loop included."""
-        for graph in self.graphs():
-            yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
-        for node in self.nodes():
-            if node.op_type == "Constant" and "value" in node.attributes:
-                yield node.attributes["value"].as_tensor()
-
     def weight_bytes(self) -> int:
         """The bytes that the constants take."""
         return sum(tensor.nbytes for tensor in self.constants())
