@@ -47,6 +47,7 @@ class _Check(NamedTuple):
     probe: Feeds | None
     reference: Feeds | None
     same_db: float
+    runs: bool = True
 
 
 def prepare(
@@ -69,7 +70,7 @@ def prepare(
         model, check = _reference(model, samples, watch)
     else:
         watch.warn(f"the steps before quantization are unchecked: running the model {budget.shortage(needed)}")
-        samples, check = None, _Check(None, None, SAME_DB)
+        samples, check = None, _Check(None, None, SAME_DB, runs=False)
     current = _raised(model, opset, check)
     for spec in steps:
         current, check = _run_step(current, spec, check, samples, watch)
@@ -124,7 +125,7 @@ def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, 
     step = create("steps", spec)
     name = choice_of(spec).name
     if isinstance(step, MeasuredStep) and samples is None:
-        watch.warn(f"step '{name}' needs to run the model on samples and was skipped")
+        watch.warn(f"step '{name}' needs {'samples' if check.runs else 'to run the model'} and was skipped")
         return model, check
     changed = model.copy()
     fitting = [_PRECISION_DB[kind] for kind in other_floats(model)] if step.changes_precision else []
