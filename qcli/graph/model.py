@@ -102,7 +102,7 @@ class Model:
         return removed
 
     def forget_shapes(self) -> None:
-        """Drops what is known of values between nodes and of constants: any reader infers it, and the file is smaller."""
+        """Drops what is known of values between nodes and of constants: any reader infers it, the file is smaller."""
         for graph in self.graphs():
             produced = [value for node in graph for value in node.outputs]
             for value in (*produced, *graph.initializers.values()):
