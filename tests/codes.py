@@ -16,7 +16,7 @@ from qcli.recipe import load_recipe
 from qcli.solve import Solution, site_key
 from qcli.types import Array, Plan, Role
 
-EXACT = "rules=[{match: {role: weight}, range: minmax}]"
+EXACT = "rules=[{match: {role: weight}, range: minmax, rounding: nearest}]"
 """Nothing is clipped, so that every weight lies within half a step of its code."""
 
 

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from models import (
     Quantized,
+    Stream,
     assert_equal,
     conv_net,
     dense_net,
@@ -27,6 +28,7 @@ from models import (
     stream_for,
     wrapped,
 )
+from onnx import TensorProto, helper
 
 from qcli.apply import apply_plan
 from qcli.graph import Node
@@ -117,6 +119,21 @@ def test_weights_are_stored_as_codes_alone() -> None:
     assert {"w1_q", "w2_q", "w3_q", "w4_q"} <= set(stored) and not {"w1", "w2", "w3", "w4", "b1", "b4"} & set(stored)
     assert all(stored[f"w{index}_q"] == np.int8 for index in (1, 2, 3, 4))
     assert stored["b1_q"] == np.int32
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int8-weights", "int8-dynamic"])
+def test_the_file_states_no_shapes_but_those_of_inputs_and_outputs(recipe: str) -> None:
+    """Neither in the main graph nor in a body: any reader infers them."""
+    body = helper.make_graph([node("MatMul", "s v", "t"), node("Relu", "t", "u")], "then", [], [floats("u", None)])
+    other = helper.make_graph([node("Neg", "s", "m"), node("Exp", "m", "e")], "else", [], [floats("e", None)])
+    nodes = [node("MatMul", "x w", "s"), node("If", "which", "y", then_branch=body, else_branch=other)]
+    proto = proto_of(nodes, {"x": [2, 24]}, {"y": None}, {"w": normal(0, 24, 24), "v": normal(1, 24, 24)})
+    proto.graph.input.append(floats("which", [], TensorProto.BOOL))
+    samples = tuple({"x": normal(seed, 2, 24), "which": np.array(seed % 2 == 0)} for seed in range(4))
+    written = quantized_of(proto, recipe, stream=Stream(samples)).model.proto()
+    bodies = [attribute.g for item in written.graph.node for attribute in item.attribute if attribute.HasField("g")]
+    assert len(bodies) == 2
+    assert [info.name for graph in (written.graph, *bodies) for info in graph.value_info] == []
 
 
 def test_a_weight_that_several_layers_read_is_stored_once() -> None:

@@ -141,10 +141,11 @@ class Model:
         return removed
 
     def forget_shapes(self) -> None:
-        """Drops what inference noted about intermediate values: any reader infers it again, and the file is smaller."""
-        for node in self.graph:
-            for value in node.outputs:
-                if not value.is_graph_output():
+        """Drops what is known of values between nodes and of constants: any reader infers it, the file is smaller."""
+        for graph in self.graphs():
+            produced = [value for node in graph for value in node.outputs]
+            for value in (*produced, *graph.initializers.values()):
+                if not value.is_graph_output() and not value.is_graph_input():
                     value.shape = None
                     value.type = None
 
