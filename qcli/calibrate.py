@@ -25,7 +25,12 @@ from qcli.types import Array, FloatArray, Request
 Progress = Callable[[int, int], None]
 """Called with the number of samples done and of samples in all."""
 
-_TAP_BYTES = 192 << 20
+_TAP_BYTES = 64 << 20
+"""Bytes of activations made visible at once. Fixed, since onnxruntime fuses otherwise around other outputs, which can
+change the last bit of a value: the same model gives the same statistics on any number of threads."""
+
+_MOST_AT_ONCE = 4
+"""Samples that run at the same time, which bounds the memory that they take together."""
 _UNKNOWN_BYTES = 8 << 20
 
 
@@ -51,12 +56,12 @@ def collect(
     if first is None:
         raise NothingToDoError("there are no samples to calibrate with", "name a folder of samples with -d")
     shapes = concrete_shapes(model, first[1])
-    groups = _groups(requests, shapes, _TAP_BYTES // max(threads, 1))
+    groups = _groups(requests, shapes, _TAP_BYTES)
     done = 0
     for group in groups:
         sweep = _Sweep(model, statistics, group)
         done = 0
-        for _ in _in_parallel(sweep.measure, samples.feeds(), threads):
+        for _ in _in_parallel(sweep.measure, samples.feeds(), min(threads, _MOST_AT_ONCE)):
             done += 1
             if progress is not None:
                 progress(done, len(samples))
