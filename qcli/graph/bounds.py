@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from qcli.errors import InputError, ResourceError, UnsupportedError
 from qcli.graph.infer import dimensions, infer_shapes
-from qcli.graph.model import Model
+from qcli.graph.model import STANDARD, Model
 
 _MOST_AXES = 64
 """numpy has no arrays of more."""
@@ -55,8 +55,11 @@ def check_claims(path: Path, proto: onnx.ModelProto) -> None:
             raise InputError(problem, "export or download it again")
     for tensor in _tensors(proto.graph):
         _check_tensor(path, tensor)
+    for node in _nodes(proto.graph):
+        _check_constant(path, node)
     for function in proto.functions:
         for node in function.node:
+            _check_constant(path, node)
             for tensor in _tensors_of(node):
                 if tensor.data_location == onnx.TensorProto.EXTERNAL:
                     problem = f"model '{path}': the function '{function.name}' has external data"
@@ -126,6 +129,27 @@ def memory_bytes() -> int:
 def _refuse(what: str, size: int) -> None:
     problem = f"the model cannot run here: {what} {size / 1e9:,.1f} GB, the machine has {memory_bytes() / 1e9:,.1f} GB"
     raise ResourceError(problem, "check the shapes that the model states, or use a machine with more memory")
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in _bodies(attribute):
+                yield from _nodes(body)
+
+
+def _check_constant(path: Path, node: onnx.NodeProto) -> None:
+    if node.op_type != "Constant" or node.domain not in STANDARD:
+        return
+    if [attribute.name in _CONSTANTS for attribute in node.attribute] != [True]:
+        problem = f"model '{path}' is damaged: the Constant '{node.name}' does not hold one value"
+        raise InputError(problem, "export or download it again")
+
+
+_CONSTANTS = (
+    "value", "sparse_value", "value_int", "value_ints", "value_float", "value_floats", "value_string", "value_strings",
+)  # fmt: skip
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

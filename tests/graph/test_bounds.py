@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from models import node, normal, proto_of, saved, wrapped
+from models import floats, node, normal, proto_of, saved, wrapped
 from onnx import TensorProto, helper
 
 from qcli.errors import InputError, QcliError, ResourceError, UnsupportedError
@@ -177,3 +178,16 @@ def test_a_size_that_is_computed_is_known_before_the_constant() -> None:
     model = wrapped(net(*nodes, a=integers(4), b=integers(3)))
     FoldConstants().run(model)
     assert [item.op_type for item in model.nodes()] == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize("attributes", [{}, {"a/b": 1}, {"value_int": 1, "value_float": 1.0}])
+def test_a_constant_holds_one_value(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["c"], name="/c", **attributes),
+        helper.make_node("Add", ["x", "c"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [floats("x", [1])], [floats("y", [1])])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(InputError, match="the Constant '/c' does not hold one value"):
+        load_model(path)
