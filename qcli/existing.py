@@ -34,7 +34,7 @@ def _found(model: Model) -> Iterator[str]:
 
 def decodes(node: Node) -> bool:
     """True for a Cast that turns a constant of small integers into a float weight, as `weight_only` writes it."""
-    if node.op_type != "Cast" or node.attributes["to"].as_int() not in _FLOATS:
+    if node.op_type != "Cast" or "to" not in node.attributes or node.attributes["to"].value not in _FLOATS:
         return False
     codes = constant_of(node.inputs[0])
     return codes is not None and codes.dtype.itemsize == 1 and codes.dtype.kind in "iu" and codes.ndim >= 2

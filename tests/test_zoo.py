@@ -109,7 +109,7 @@ OTHERS = {
     ("oww_melspectrogram", "int8-dynamic"): (40.0, 0.45),
     ("mobilenetv2_imagenet", "int8-weights"): (25.0, 0.27),
     ("ppocr_cls", "int8-weights"): (30.0, 0.40),
-    ("ultraface_rfb320", "int8-weights"): (40.0, 0.32),
+    ("ultraface_rfb320", "int8-weights"): (40.0, 0.35),  # its table of anchors, 6 % of the file, stays float
 }
 """The least signal-to-noise ratio (dB) and the largest share of the float model's bytes, by model and preset."""
 

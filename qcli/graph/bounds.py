@@ -107,12 +107,12 @@ def _check_vectors(model: Model) -> None:
 
 
 def _bytes(value: ir.Value) -> int:
-    """The bytes of a value; 0 if they are unknown."""
+    """The bytes of a value, an empty axis counted as one: numpy refuses what else is too long. 0 if unknown."""
     shape = dimensions(value)
     if shape is None or None in shape:
         return 0
     bits = value.dtype.bitwidth if value.dtype not in (None, *_WITHOUT_WIDTH) else 8
-    return prod(size for size in shape if size is not None) * bits // 8
+    return prod(max(size or 0, 1) for size in shape) * bits // 8
 
 
 _WITHOUT_WIDTH = (ir.DataType.UNDEFINED, ir.DataType.STRING)
@@ -142,14 +142,21 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def _check_constant(path: Path, node: onnx.NodeProto) -> None:
     if node.op_type != "Constant" or node.domain not in STANDARD:
         return
-    if [attribute.name in _CONSTANTS for attribute in node.attribute] != [True]:
+    if [_CONSTANTS.get(attribute.name) == attribute.type for attribute in node.attribute] != [True]:
         problem = f"model '{path}' is damaged: the Constant '{node.name}' does not hold one value"
         raise InputError(problem, "export or download it again")
 
 
-_CONSTANTS = (
-    "value", "sparse_value", "value_int", "value_ints", "value_float", "value_floats", "value_string", "value_strings",
-)  # fmt: skip
+_CONSTANTS = {
+    "value": onnx.AttributeProto.TENSOR,
+    "sparse_value": onnx.AttributeProto.SPARSE_TENSOR,
+    "value_int": onnx.AttributeProto.INT,
+    "value_ints": onnx.AttributeProto.INTS,
+    "value_float": onnx.AttributeProto.FLOAT,
+    "value_floats": onnx.AttributeProto.FLOATS,
+    "value_string": onnx.AttributeProto.STRING,
+    "value_strings": onnx.AttributeProto.STRINGS,
+}
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

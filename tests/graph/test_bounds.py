@@ -180,7 +180,7 @@ def test_a_size_that_is_computed_is_known_before_the_constant() -> None:
     assert [item.op_type for item in model.nodes()] == ["MatMul", "Add"]
 
 
-@pytest.mark.parametrize("attributes", [{}, {"a/b": 1}, {"value_int": 1, "value_float": 1.0}])
+@pytest.mark.parametrize("attributes", [{}, {"a/b": 1}, {"value_int": 1, "value_float": 1.0}, {"value": 1}])
 def test_a_constant_holds_one_value(tmp_path: Path, attributes: dict[str, Any]) -> None:
     nodes = [
         helper.make_node("Constant", [], ["c"], name="/c", **attributes),
@@ -191,3 +191,9 @@ def test_a_constant_holds_one_value(tmp_path: Path, attributes: dict[str, Any]) 
     path.write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(InputError, match="the Constant '/c' does not hold one value"):
         load_model(path)
+
+
+def test_an_empty_input_with_another_huge_axis_is_refused(tmp_path: Path) -> None:
+    proto = proto_of([node("Relu", "x", "y")], {"x": [0, 2**40, 2**40]}, {"y": None})
+    with pytest.raises(ResourceError):
+        check_sizes(load_model(saved(proto, tmp_path / "model.onnx")))
