@@ -24,7 +24,7 @@ from qcli.job import QuantizeJob, named_inputs
 from qcli.job_files import dependencies
 from qcli.latency import Effort
 from qcli.memory import budget_of
-from qcli.plan import check_plan, make_plan, read_plan, required_opset
+from qcli.plan import check_plan, make_plan, read_plan, required_opset, written_opset
 from qcli.plugins import create
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
@@ -123,7 +123,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     calibration = _calibration(job, recipe, source, watch)
     given = read_plan(job.plan) if job.plan is not None else None
     samples = _step_samples(job, recipe, source)
-    opset = max(required_opset(recipe), given.opset if given is not None else 0)
+    opset = max(required_opset(recipe), written_opset(given) if given is not None else 0)
     model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget_of(job.max_memory))
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
     plan = given if given is not None else make_plan(model, recipe)
