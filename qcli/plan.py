@@ -165,9 +165,8 @@ def _check_encoding(entry: Entry, plan: Plan, node: Node) -> None:
     elif site.role is not Role.WEIGHT and not create("encodings", entry.encoding).calibrated:
         problem = f"is an activation or a bias, which the encoding '{name}' does not take"
     if problem is None and site.role is Role.WEIGHT and name == "dynamic":
-        same = [
-            item.site.operand for item in plan.entries if item.site.node == site.node and item.encoding == "dynamic"
-        ]
+        alike = [item.site for item in plan.entries if choice_of(item.encoding).name == name]
+        same = [other.operand for other in alike if other.node == site.node]
         reason = not_dynamic(node, [operand for operand, _ in weight_operands(node) if operand in same], entry.grid)
         problem = f"cannot be quantized dynamically: {reason}" if reason is not None else None
     if problem is not None:
