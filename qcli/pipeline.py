@@ -28,7 +28,7 @@ from qcli.plan import check_plan, make_plan, read_plan, required_opset, written_
 from qcli.plugins import create
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
-from qcli.refine import refine_plan
+from qcli.refine import doubted_plan, refine_plan
 from qcli.render import report_writer, write_report
 from qcli.report import (
     FileFacts,
@@ -149,9 +149,10 @@ def threads_of(job: QuantizeJob) -> int:
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
     watch.phase("solve")
-    plan = prepared.plan
-    if job.plan is None:  # a plan that was given is the user's word
-        plan = refine_plan(prepared.model, prepared.recipe, plan, statistics)
+    if job.plan is None:
+        plan = refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics)
+    else:  # a plan that was given is the user's word
+        plan = doubted_plan(prepared.model, prepared.plan, statistics, watch.warn)
     solution = solve(prepared.model, plan, statistics)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan

@@ -32,6 +32,7 @@ from qcli.graph import Model, normalize_graph
 from qcli.metrics.sqnr import Sqnr
 from qcli.plan import check_plan, make_plan, written_opset
 from qcli.recipe import load_recipe
+from qcli.refine import doubted_plan
 from qcli.types import Array, Entry, Plan, Role
 
 KERNEL = normal(1, 4, 4, 1) / 2
@@ -206,6 +207,21 @@ def test_a_weight_may_change_its_encoding_by_hand(preset: str, encoding: Any) ->
     changed = edited(plan, Role.WEIGHT, with_encoding(encoding))
     check_plan(changed, source)
     assert ratio(conv_net(channels=16), finished(source, changed, stream_for(source)).model) > 25
+
+
+def test_a_given_plan_with_values_that_no_sample_reached_is_warned_of() -> None:
+    """Their scale is made up. Without a plan such a branch stays float."""
+    branches = [
+        body([node("MatMul", "x w", "o")], [], [floats("o", None)]),
+        body([node("MatMul", "x w", "m"), node("Relu", "m", "r"), node("MatMul", "r w", "p")], [], [floats("p", None)]),
+    ]
+    decide = [node("ReduceMean", "x", "mean", keepdims=0), node("Less", "mean far", "c")]
+    made = node("If", "c", "y", then_branch=branches[0], else_branch=branches[1])
+    weights = {"far": np.array(99, np.float32), "w": MATRIX}
+    found = quantized_of(proto_of([*decide, made], {"x": ["n", 16]}, {"y": None}, weights))
+    warnings: list[str] = []
+    assert doubted_plan(found.source, found.plan, found.statistics, warnings.append) is found.plan
+    assert len(warnings) == 1 and "'r': no sample reached it" in warnings[0]
 
 
 def test_the_operator_set_follows_an_encoding_that_was_changed_by_hand() -> None:
