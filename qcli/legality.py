@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from qcli.graph import Node, constant_of, dimensions, is_constant
 from qcli.targets._support import Support
-from qcli.types import Array
+from qcli.types import Array, Grid
 
 
 def illegal(node: Node, support: Support) -> str | None:
@@ -31,6 +33,27 @@ def illegal(node: Node, support: Support) -> str | None:
         return "one of its constants holds Inf or NaN"
     check = _CHECKS.get(node.op_type)
     return check(node) if check is not None else None
+
+
+def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
+    """Why a node that reads weights at these operands, on this grid, has no dynamic form, or None."""
+    data = node.inputs[0] if node.inputs else None
+    if data is None or data.dtype is None or data.dtype.numpy().name != "float32":
+        return "its data is not float32"
+    if node.domain not in ("", "ai.onnx"):
+        return f"operators of the domain '{node.domain}' have no dynamic form"
+    if node.op_type == "LSTM":
+        if set(operands) != {1, 2} or _int(node, "layout"):
+            return "a weight is not constant, or its layout is 1"
+        return None if grid.symmetric else "DynamicQuantizeLSTM takes symmetric weights only"
+    if node.op_type not in ("MatMul", "Gemm"):
+        return f"{node.op_type} has no dynamic form"
+    weight = dimensions(node.inputs[1]) if node.inputs[1] is not None else None
+    if list(operands) != [1] or weight is None or len(weight) != 2:
+        return "its weight is not a matrix on the right"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    plain = bias is None or node.op_type == "MatMul" or _float(node, "beta", 1.0) == 1.0
+    return None if plain or constant_of(bias) is not None else "its bias is not constant"
 
 
 def _finite(array: Array) -> bool:

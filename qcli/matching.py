@@ -83,14 +83,16 @@ class RuleBook:
         return None
 
     def _encoded_otherwise(self, node: Node) -> str | None:
-        """A rule that gives the weight an encoding without calibration takes the node out of static quantization."""
-        if Role.WEIGHT not in self._roles(node):
-            return None
-        decided = self._last(node, Role.WEIGHT, lambda rule: rule.rule.encoding is not None)
-        encoding = decided.rule.encoding if decided is not None else None
-        if decided is None or encoding is None or create("encodings", encoding).calibrated:
-            return None
-        return f"{decided.origin} wants it {choice_of(encoding).name}"
+        """A rule that gives the weight, or what the node reads or writes, an encoding without calibration.
+
+        It takes the node out of static quantization, whose activations have ranges from samples.
+        """
+        for role in (*self._roles(node), Role.OUTPUT):
+            decided = self._last(node, role, lambda rule: rule.rule.encoding is not None)
+            encoding = decided.rule.encoding if decided is not None else None
+            if decided is not None and encoding is not None and not create("encodings", encoding).calibrated:
+                return f"{decided.origin} wants it {choice_of(encoding).name}"
+        return None
 
     def _last_of(self, nodes: tuple[Node, ...], site: Site, says: Callable[[SourcedRule], bool]) -> SourcedRule | None:
         for sourced in reversed(self._rules):

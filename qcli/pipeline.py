@@ -24,11 +24,11 @@ from qcli.job import QuantizeJob, named_inputs
 from qcli.job_files import dependencies
 from qcli.latency import Effort
 from qcli.memory import budget_of
-from qcli.plan import check_plan, make_plan, read_plan, required_opset
+from qcli.plan import check_plan, make_plan, read_plan, required_opset, written_opset
 from qcli.plugins import create
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
-from qcli.refine import refine_plan
+from qcli.refine import doubted_plan, refine_plan
 from qcli.render import report_writer, write_report
 from qcli.report import (
     FileFacts,
@@ -123,7 +123,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     calibration = _calibration(job, recipe, source, watch)
     given = read_plan(job.plan) if job.plan is not None else None
     samples = _step_samples(job, recipe, source)
-    opset = max(required_opset(recipe), given.opset if given is not None else 0)
+    opset = max(required_opset(recipe), written_opset(given) if given is not None else 0)
     model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget_of(job.max_memory))
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
     plan = given if given is not None else make_plan(model, recipe)
@@ -149,9 +149,10 @@ def threads_of(job: QuantizeJob) -> int:
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
     watch.phase("solve")
-    plan = prepared.plan
-    if job.plan is None:  # a plan that was given is the user's word
-        plan = refine_plan(prepared.model, prepared.recipe, plan, statistics)
+    if job.plan is None:
+        plan = refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics)
+    else:  # a plan that was given is the user's word
+        plan = doubted_plan(prepared.model, prepared.plan, statistics, watch.warn)
     solution = solve(prepared.model, plan, statistics)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan

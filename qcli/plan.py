@@ -12,6 +12,7 @@ from qcli.configure import convert
 from qcli.errors import NothingToDoError, UsageError
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
 from qcli.layers import LAYERS, bias_layer, output_channel_axis, weight_operands
+from qcli.legality import not_dynamic
 from qcli.matching import RuleBook
 from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
 from qcli.plugins import choice_of, create
@@ -83,6 +84,11 @@ def _calibrates(rule: Rule) -> bool:
     return rule.grid is not None and (role is None or Role.INPUT in (role if isinstance(role, tuple) else (role,)))
 
 
+def written_opset(plan: Plan) -> int:
+    """The operator set that a plan needs, also after its encodings were changed by hand."""
+    return max(plan.opset, *(int(create("encodings", entry.encoding).min_opset()) for entry in plan.entries), 1)
+
+
 def read_plan(path: Path) -> Plan:
     """A plan from its file. Raises UsageError that names the key."""
     plan = convert(read_yaml(path, "plan"), Plan, where=f"plan '{path}'")
@@ -116,6 +122,7 @@ def check_plan(plan: Plan, model: Model) -> None:
             raise UsageError(problem, "keep one of them")
         seen.add(key)
     for entry in plan.entries:
+        _check_encoding(entry, plan, nodes[entry.site.node])
         if entry.site.role is Role.BIAS:
             _check_bias(plan, entry.site, nodes[entry.site.node])
 
@@ -143,6 +150,27 @@ def _check_axis(entry: Entry, node: Node) -> None:
         wanted = ", ".join(sorted(str(known) for known in sensible if known is not None)) or "no axis"
         problem = f"the plan scales the weight '{site.value}' along axis {axis}; its output channels lie along {wanted}"
         raise UsageError(problem, "correct 'axis' and 'granularity' of its grid, or make the plan again")
+
+
+def _check_encoding(entry: Entry, plan: Plan, node: Node) -> None:
+    """Raises UsageError for an encoding that the value or its node cannot have."""
+    site, name = entry.site, choice_of(entry.encoding).name
+    value = node.outputs[site.operand] if site.role is Role.OUTPUT else node.inputs[site.operand]
+    constant = constant_of(value)
+    problem: str | None = None
+    if value is not None and value.dtype is not None and value.dtype.numpy().name != "float32":
+        problem = "is not float32"
+    elif site.role in (Role.WEIGHT, Role.BIAS) and (constant is None or constant.size == 0):
+        problem = "is not constant"
+    elif site.role is not Role.WEIGHT and not create("encodings", entry.encoding).calibrated:
+        problem = f"is an activation or a bias, which the encoding '{name}' does not take"
+    if problem is None and site.role is Role.WEIGHT and name == "dynamic":
+        alike = [item.site for item in plan.entries if choice_of(item.encoding).name == name]
+        same = [other.operand for other in alike if other.node == site.node]
+        reason = not_dynamic(node, [operand for operand, _ in weight_operands(node) if operand in same], entry.grid)
+        problem = f"cannot be quantized dynamically: {reason}" if reason is not None else None
+    if problem is not None:
+        raise UsageError(f"plan: '{site.value}' of '{site.node}' {problem}", "change its entry, or make the plan again")
 
 
 def _check_bias(plan: Plan, site: Site, reader: Node) -> None:

@@ -7,7 +7,7 @@ branch that was never taken. The plan is then made again without them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -31,6 +31,8 @@ _MUCH_DB = 12.0
 
 _ROUNDS = 8
 
+_LISTED = 3
+
 _TOO_WIDE = "{:.0%} of its values would round to zero, so many magnitudes do they span"
 
 
@@ -43,6 +45,18 @@ def refine_plan(model: Model, recipe: Recipe, plan: Plan, statistics: Statistics
             return plan
         unfit = Unfit({**unfit.values, **found.values}, {**unfit.nodes, **found.nodes})
         plan = make_plan(model, recipe, unfit)
+    return plan
+
+
+def doubted_plan(model: Model, plan: Plan, statistics: Statistics, warn: Callable[[str], None]) -> Plan:
+    """A plan that was given, as it is: what the samples say against its values is a warning.
+
+    The scale of a value that no sample reached is made up, and whoever takes that branch gets anything.
+    """
+    found = [f"'{name}': {reason}" for name, reason in _judge(model, plan, statistics).values.items()]
+    if found:
+        more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        warn(f"the samples speak against the plan: {'; '.join(found[:_LISTED])}{more}; leave out the entries")
     return plan
 
 

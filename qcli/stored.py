@@ -14,9 +14,10 @@ import numpy as np
 
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name
 from qcli.layers import weight_operands
+from qcli.legality import not_dynamic
 from qcli.matching import RuleBook
 from qcli.plugins import choice_of
-from qcli.types import Entry, KeptFloat, Role, Site
+from qcli.types import Entry, Grid, KeptFloat, Role, Site
 
 _OVERHEAD = 256
 """Bytes that the nodes and names around a stored weight take in the file."""
@@ -99,7 +100,7 @@ def _encoded(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, 
     if asked == "weight_only":
         return entry
     if asked == "dynamic":
-        misfit = unfit.get(node_key(node)) or _misfit(node, operands)
+        misfit = unfit.get(node_key(node)) or _misfit(node, operands, entry.grid)
         if misfit is None:
             return entry
         return msgspec.structs.replace(entry, encoding="weight_only", because=f"{entry.because}; not dynamic: {misfit}")
@@ -107,30 +108,13 @@ def _encoded(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, 
     return msgspec.structs.replace(entry, encoding="weight_only", because=because)
 
 
-def _misfit(node: Node, operands: list[int]) -> str | None:
-    """Why a node cannot be quantized dynamically, or None."""
-    data = node.inputs[0] if node.inputs else None
-    if data is None or data.dtype is None or data.dtype.numpy().name != "float32":
-        return "its data is not float32"
-    if node.domain not in ("", "ai.onnx"):
-        return f"operators of the domain '{node.domain}' have no dynamic form"
-    if node.op_type == "LSTM":
-        turned = "layout" in node.attributes and node.attributes["layout"].as_int() != 0
-        return None if set(operands) == {1, 2} and not turned else "a weight is not constant, or its layout is 1"
-    if node.op_type not in ("MatMul", "Gemm"):
-        return f"{node.op_type} has no dynamic form"
-    weight = dimensions(node.inputs[1]) if node.inputs[1] is not None else None
-    if operands != [1] or weight is None or len(weight) != 2:
-        return "its weight is not a matrix on the right"
-    if min(size or 0 for size in weight) < _SMALLEST_DYNAMIC:
+def _misfit(node: Node, operands: list[int], grid: Grid) -> str | None:
+    """Why a node is not quantized dynamically, or None."""
+    reason = not_dynamic(node, operands, grid)
+    weight = dimensions(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if reason is None and node.op_type != "LSTM" and min(size or 0 for size in weight or ()) < _SMALLEST_DYNAMIC:
         return f"one side of its weight is below {_SMALLEST_DYNAMIC}"
-    return _gemm_misfit(node) if node.op_type == "Gemm" else None
-
-
-def _gemm_misfit(node: Node) -> str | None:
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    beta = node.attributes["beta"].as_float() if "beta" in node.attributes else 1.0
-    return None if bias is None or beta == 1.0 or constant_of(bias) is not None else "its bias is not constant"
+    return reason
 
 
 def _without_float_readers(

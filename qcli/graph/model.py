@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, TopologicalSortPass
 
 from qcli.contracts import InputSpec
+from qcli.graph.edit import forget_names
 from qcli.graph.infer import dimensions
 from qcli.graph.on_disk import StoredTensor, blocks_of, is_large
 from qcli.graph.taps import expose
@@ -75,7 +76,10 @@ class Model:
 
     def copy(self) -> Model:
         """An independent graph that shares the (immutable) weight arrays."""
-        return Model(self.ir.clone(), self.path, self.sha256)
+        copy = Model(self.ir.clone(), self.path, self.sha256)
+        for graph in copy.graphs():
+            forget_names(graph)  # a clone shares the notes of its source, and would take names from it
+        return copy
 
     def proto(self) -> onnx.ModelProto:
         return ir.to_proto(self.ir)

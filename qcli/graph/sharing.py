@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import count
 
 import onnx_ir as ir
 
@@ -40,6 +41,9 @@ def _share(main: ir.Graph, copies: list[tuple[ir.Graph, ir.Value]]) -> int:
     home, kept = next((copy for copy in copies if copy[0] is main), copies[0])
     if home is not main:
         del home.initializers[kept.name or ""]
+        fixed = {value.name for value in (*main.initializers.values(), *main.inputs, *main.outputs)}
+        if kept.name in fixed:  # a body may hide a name of the main graph, which is another value's
+            kept.name = next(name for number in count(1) if (name := f"{kept.name}_{number}") not in fixed)
         main.register_initializer(kept)
     for graph, value in copies:
         if value is not kept:

@@ -1,7 +1,8 @@
-"""Making values visible as outputs of a model, also those inside the bodies of If, Loop and Scan.
+"""Making values visible as outputs of a model, also those inside the bodies of If, Loop, Scan and SequenceMap.
 
 A value in a body leaves it as a vector of its elements: through an If together with an empty vector from the other
-branch, through a Loop appended to what earlier rounds left, through a Scan as one row for each round.
+branch, through a Loop appended to what earlier rounds left, through a Scan as one row for each round, through a
+SequenceMap as one more sequence.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _lead_out(graph: onnx.GraphProto, name: str, numbers: Iterator[int]) -> None
                 _rename(body, name, f"{inner}_deeper")
             before = _PASSED_ON[node.op_type](node, body, inner, name)
             for number, extra in enumerate(before):
-                graph.node.insert(at + number, extra)
+                graph.node.insert(at + number + (extra.op_type in _BEHIND), extra)
             return
 
 
@@ -127,4 +128,19 @@ def _through_scan(node: onnx.NodeProto, body: onnx.GraphProto, inner: str, name:
     return []
 
 
-_PASSED_ON = {"If": _through_if, "Loop": _through_loop, "Scan": _through_scan}
+def _through_sequence_map(node: onnx.NodeProto, body: onnx.GraphProto, inner: str, name: str) -> list[onnx.NodeProto]:
+    """One more sequence, whose elements are joined behind the node."""
+    body.output.append(_declared(inner))
+    node.output.append(f"{inner}_sequence")
+    return [helper.make_node("ConcatFromSequence", [f"{inner}_sequence"], [name], axis=0)]
+
+
+_BEHIND = ("ConcatFromSequence",)
+"""Operators that stand behind the node whose values they pass on; others stand in front of it."""
+
+_PASSED_ON = {
+    "If": _through_if,
+    "Loop": _through_loop,
+    "Scan": _through_scan,
+    "SequenceMap": _through_sequence_map,
+}
