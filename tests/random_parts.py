@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from random_models import BATCH, CONVOLUTIONAL, Case, Net, Part, axes_op, model_of, split
+from random_models import BATCH, CONVOLUTIONAL, Case, Net, Part, model_of, split
 
 from qcli.types import Array
 
@@ -243,9 +243,7 @@ def scanned(net: Net, x: str) -> str:
         return branched(net, x)
     body = net.body()
     state, row = body.name("state"), body.name("row")
-    start = axes_op(
-        net, "Squeeze", net.op("Slice", x, *[net.constant(item, np.int64) for item in ([0], [1], [1])]), [1]
-    )
+    start = net.op("Gather", x, net.constant(0, np.int64), axis=1)
     body.values.update({state: net.values[start], row: net.values[start]})
     y = body.op("Tanh", body.op("Add", same(body, state), product_of(body, row, net.shape(x)[-1])))
     kept = body.op("Identity", y)
