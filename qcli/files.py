@@ -20,15 +20,23 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises UsageError for a place that cannot be written and ResourceError for a full disk; `path` is then as before.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _unfinished.add(partial)
+    with unfinished(partial):
+        try:
+            with partial.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+
+@contextmanager
+def unfinished(partial: Path) -> Iterator[None]:
+    """A temporary file that is gone afterwards, whatever happens, if it was not renamed."""
+    _unfinished.add(partial)  # before it is there, so that no interrupt comes between
     try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise write_error(path, error) from error
+        yield
     finally:
         with suppress(OSError):
             partial.unlink()
@@ -109,7 +117,7 @@ def check_writable(path: Path) -> None:
         if not path.parent.is_dir():
             raise UsageError(f"the folder of '{path}' does not exist", f"create it: mkdir -p '{path.parent}'")
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        partial.touch()
-        partial.unlink()
+        with unfinished(partial):
+            partial.touch()
     except OSError as error:
         raise write_error(path, error) from error

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from qcli.files import replace_file, write_error
+from qcli.files import replace_file, unfinished, write_error
 from qcli.graph.model import Model
 from qcli.graph.on_disk import StoredTensor, blocks_of
 from qcli.graph.optimized import external_files
@@ -65,13 +65,11 @@ def _save_with_external_data(model: Model, path: Path) -> Path:
             if tensor.name in aside:
                 point_to(tensor, data.name)
         new = not data.exists()
-        written = False
         try:
             os.replace(partial, data)
             replace_file(path, proto.SerializeToString(deterministic=True))
-            written = True
-        finally:
-            if new and not written:
+        finally:  # an interrupt can come behind the last rename, so the model itself is asked whether it got there
+            if new and data not in _own_data(path):
                 data.unlink(missing_ok=True)
     return data
 
@@ -80,14 +78,12 @@ def _save_with_external_data(model: Model, path: Path) -> Path:
 def _partial(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """A temporary file beside `path`, for what is renamed before the block ends or is not wanted."""
     partial = path.with_name(f".{path.name}.data.{os.getpid()}.tmp")
-    try:
-        with partial.open("w+b") as stream:
-            yield stream, partial
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    with unfinished(partial):
+        try:
+            with partial.open("w+b") as stream:
+                yield stream, partial
+        except OSError as error:
+            raise write_error(path, error) from error
 
 
 def _write_tensors(stream: IO[bytes], proto: onnx.ModelProto, tensors: Tensors) -> str:
