@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,13 +100,11 @@ def _name(zoo: Path, model: Path) -> str:
 def _presets(model: Path) -> tuple[str, ...]:
     """All of them for a transformer, for others all but the one for transformers."""
     try:
-        normalizes = any(node.op_type in _TRANSFORMER for node in load_model(model).nodes())
+        operators = Counter(node.op_type for node in load_model(model).nodes())
     except QcliError:
         return PRESETS
-    return PRESETS if normalizes else PRESETS[:-1]
-
-
-_TRANSFORMER = ("LayerNormalization", "SimplifiedLayerNormalization")
+    attends = operators["Softmax"] > 1 and operators["MatMul"] > operators["Softmax"]
+    return PRESETS if attends or operators["Attention"] else PRESETS[:-1]
 
 
 def _row(zoo: Path, model: Path, preset: str) -> SweepRow:
