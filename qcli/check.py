@@ -18,7 +18,7 @@ from qcli.graph import Model, check_sizes, load_model
 from qcli.job import QuantizeJob
 from qcli.matching import RuleBook
 from qcli.memory import budget_of
-from qcli.plan import make_plan, required_opset
+from qcli.plan import calibrates, make_plan, required_opset
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, SampleSource, load_recipe
 from qcli.sources import SampleStream, open_source
@@ -119,7 +119,7 @@ def _check_samples(job: QuantizeJob, recipe: Recipe | None, model: Model, notes:
     found = _open(("calibration", calibration), job.calibration, None, model, notes)
     judged = _open(("evaluation", validation), job.evaluation, job.labels, model, notes)
     named = calibration.path is not None or job.calibration is not None
-    if not named:
+    if not named and (recipe is None or calibrates(recipe)):
         notes.warn("calibration", "no samples are named", "name a folder with -d, or 'samples' in the recipe")
     for place, stream in (("calibration", found), ("evaluation", judged)):
         notes.problems.extend(_bad_samples(place, stream))

@@ -15,6 +15,7 @@ from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
+from qcli.doubts import doubts
 from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.files import check_distinct, check_writable, same_file, scratch_folder
@@ -25,7 +26,6 @@ from qcli.job_files import dependencies
 from qcli.latency import Effort
 from qcli.memory import budget_of
 from qcli.plan import check_plan, make_plan, read_plan, required_opset, written_opset
-from qcli.plugins import create
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
 from qcli.refine import doubted_plan, refine_plan
@@ -52,11 +52,6 @@ from qcli.watch import Watch
 
 _STEP_SAMPLES = 32
 """Steps that measure look at this many samples, spread evenly over all."""
-
-_MOSTLY_FLOAT = 0.5
-
-_POOR_DB = 10.0
-"""Below this signal-to-noise ratio hardly any network does its work."""
 
 _MADE_UP_SAMPLES = 4
 
@@ -288,17 +283,8 @@ def _report(job: QuantizeJob, prepared: Prepared, validation: Validation | None,
     )
     if validation is None:
         return report
-    for warning in validation.warnings:
-        watch.warn(warning)
-    if validation.latency is not None and validation.latency.speedup < 1:
-        watch.warn(f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)")
-    sqnr = validation.accuracy.sqnr
-    if sqnr is not None and sqnr < _POOR_DB:
-        watch.warn(f"the result is far from the float model ({sqnr:.1f} dB): try int8-dynamic or int8-weights")
-    share = validation.kernels.integer_share
-    multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
-    if multiplied and share < _MOSTLY_FLOAT:
-        watch.warn(f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float")
+    for doubt in doubts(validation, plan):
+        watch.warn(doubt)
     return with_validation(report, validation)
 
 

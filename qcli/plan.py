@@ -78,6 +78,11 @@ def required_opset(recipe: Recipe) -> int:
     return max(versions)
 
 
+def calibrates(recipe: Recipe) -> bool:
+    """True for a recipe that gives activations a grid, for which samples are needed."""
+    return any(_calibrates(sourced.rule) for sourced in recipe.rules)
+
+
 def _calibrates(rule: Rule) -> bool:
     """True for a rule that gives activations a grid."""
     role = rule.match.role

@@ -29,7 +29,7 @@ LAYERS = {
     "parts of a judgement": ("job_files", "gates", "kernels", "latency", "comparison"),
     "what is left over": ("stored",),
     "stages": ("plan", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
-    "after the measurement": ("refine", "apply"),
+    "after the measurement": ("refine", "apply", "doubts"),
     "jobs": ("pipeline", "side_by_side", "check"),
     "job by job": ("stages",),
     "command line": ("cli", "cli.*"),

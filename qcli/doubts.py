@@ -1,0 +1,30 @@
+"""What a user should hear about a result that is there, but disappoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qcli.plugins import create
+from qcli.types import Plan
+from qcli.validate import Validation
+
+_MOSTLY_FLOAT = 0.5
+
+_POOR_DB = 10.0
+"""Below this signal-to-noise ratio hardly any network does its work."""
+
+
+def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
+    """Warnings: a result that is slower, larger or far from the float model, or float for the most part."""
+    yield from validation.warnings
+    if validation.latency is not None and validation.latency.speedup < 1:
+        yield f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)"
+    if validation.size.ratio > 1:
+        yield f"the quantized model is larger than the float one ({validation.size.ratio:.2f}x): it has few weights"
+    sqnr = validation.accuracy.sqnr
+    if sqnr is not None and sqnr < _POOR_DB:
+        yield f"the result is far from the float model ({sqnr:.1f} dB): try int8-dynamic or int8-weights"
+    share = validation.kernels.integer_share
+    multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
+    if multiplied and share < _MOSTLY_FLOAT:
+        yield f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float"

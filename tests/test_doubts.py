@@ -1,0 +1,46 @@
+"""A result that disappoints is said to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import node, normal, proto_of, saved
+
+from qcli.check import check_job
+from qcli.job import QuantizeJob
+from qcli.pipeline import quantize
+
+
+def small(folder: Path) -> Path:
+    """Two convolutions of 72 and 64 weights: their Q/DQ nodes take more bytes than the weights did."""
+    weights = {"w": normal(0, 8, 1, 3, 3), "v": normal(1, 8, 8, 1, 1)}
+    nodes = [node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r v", "y")]
+    return saved(proto_of(nodes, {"x": [1, 1, 8, 8]}, {"y": None}, weights), folder / "model.onnx")
+
+
+def samples(folder: Path) -> Path:
+    folder.mkdir()
+    for seed in range(3):
+        np.savez(folder / f"{seed}.npz", x=normal(seed, 1, 1, 8, 8))
+    return folder
+
+
+def test_a_model_that_grows_is_said_to(tmp_path: Path) -> None:
+    job = QuantizeJob(
+        model=small(tmp_path),
+        calibration=samples(tmp_path / "calib"),
+        output=tmp_path / "out.onnx",
+        latency=False,
+        cache=False,
+    )
+    report = quantize(job)
+    assert report.size is not None and report.size.ratio > 1
+    assert any("larger than the float one" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(("recipe", "asks"), [("int8", True), ("int8-weights", False), ("int8-dynamic", False)])
+def test_only_recipes_that_calibrate_ask_for_samples(tmp_path: Path, recipe: str, asks: bool) -> None:
+    findings = check_job(QuantizeJob(model=small(tmp_path), recipe=recipe))
+    assert any(problem.message == "no samples are named" for problem in findings.problems) is asks
