@@ -42,14 +42,19 @@ class Fault:
 
 
 def guarded(work: Callable[[], int], *, debug: bool) -> int:
-    """Runs `work` and returns its exit code, or that of the error that it ended with."""
+    """Runs `work` and returns its exit code, or that of the error that it ended with.
+
+    Libraries that call Python from C may turn the interrupt into an error of their own, so whatever
+    ends the work after a signal counts as that signal.
+    """
+    arrived: list[int] = []
     try:
-        with _signals_raise():
+        with _signals_raise(arrived):
             return work()
     except SystemExit:  # rich and typer leave so when the reader of a help text has gone
         return 0
     except (Exception, Interrupted) as error:
-        fault = describe(error)
+        fault = describe(Interrupted(arrived[0]) if arrived else error)
         sweep()
         if debug:
             traceback.print_exception(error, file=sys.stderr)
@@ -113,10 +118,10 @@ def _(error: OSError) -> Fault:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def _signals_raise(arrived: list[int]) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP unwind the work, once; further ones do not disturb the tidying up.
 
-    One that is ignored stays so: `nohup` means what it says.
+    The number of the one that came is added to `arrived`. One that is ignored stays so: `nohup` means what it says.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -128,6 +133,7 @@ def _signals_raise() -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
+        arrived.append(number)
         raise Interrupted(number)
 
     for number in numbers:

@@ -91,6 +91,22 @@ def test_signal_handlers_are_put_back(run: Run) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_an_interrupt_that_a_library_turns_into_its_own_error(
+    run: Run, mlp: Path, monkeypatch: pytest.MonkeyPatch, number: str, code: int
+) -> None:
+    def work(*_: object) -> None:
+        try:
+            signal.raise_signal(getattr(signal, number))
+        except BaseException as interrupt:
+            raise SystemError("a function returned a result with an exception set") from interrupt
+
+    monkeypatch.setattr("qcli.pipeline.quantize", work)
+    outcome = run("quantize", mlp)
+    assert (outcome.code, outcome.out, outcome.err) == (code, "", "error: interrupted\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, mlp: Path, number: signal.Signals, code: int) -> None:
     samples = broken.many_samples(tmp_path, 5000)
