@@ -15,12 +15,14 @@ from typing import Protocol
 
 import numpy as np
 
+from qcli.blas import single_threaded
 from qcli.errors import InputError, NothingToDoError, ResourceError
 from qcli.graph import Model, concrete_shapes
 from qcli.memory import Budget
 from qcli.runtime import Session, on_sample
 from qcli.statistics import Statistics
 from qcli.types import Array, FloatArray, Request
+from qcli.windows import patches_of
 
 Progress = Callable[[int, int], None]
 """Called with the number of samples done and of samples in all."""
@@ -61,10 +63,11 @@ def collect(
     for group in groups:
         sweep = _Sweep(model, statistics, group)
         done = 0
-        for _ in _in_parallel(sweep.measure, samples.feeds(), min(threads, _MOST_AT_ONCE)):
-            done += 1
-            if progress is not None:
-                progress(done, len(samples))
+        with single_threaded():
+            for _ in _in_parallel(sweep.measure, samples.feeds(), min(threads, _MOST_AT_ONCE)):
+                done += 1
+                if progress is not None:
+                    progress(done, len(samples))
     return statistics.counted(statistics.header.samples + done)
 
 
@@ -93,7 +96,7 @@ class _Sweep:
         self._turn += 1
         start = self._turn * len(self._targets) // 2 % max(len(self._targets), 1)
         for request, statistic, lock in (*self._targets[start:], *self._targets[:start]):
-            batch = _batch(values[request.value], request.axis)
+            batch = _batch(values[request.value], request)
             try:
                 with lock:
                     statistic.update(batch)
@@ -101,9 +104,11 @@ class _Sweep:
                 raise InputError(f"sample '{file}' makes '{request.value}' NaN or Inf", "check the sample") from error
 
 
-def _batch(value: Array, axis: int | None) -> FloatArray:
-    """[channels, n] for a statistic along an axis, [1, n] for the tensor as a whole."""
-    array = np.asarray(value, np.float32)
+def _batch(value: Array, request: Request) -> FloatArray:
+    """[channels, n] for a statistic along an axis, [1, n] for the tensor as a whole, patches for one with a window."""
+    array, axis = np.asarray(value, np.float32), request.axis
+    if request.window is not None:
+        return patches_of(array, request.window)
     if axis is None:
         return array.reshape(1, -1)
     channels = array.shape[axis]

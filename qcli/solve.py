@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from qcli.blas import single_threaded
 from qcli.blocks import interval_of, rounded
 from qcli.distribution import Distribution, from_weights
 from qcli.errors import InputError, UsageError
 from qcli.graph import Model, Node, Value, constant_of, node_key
 from qcli.layers import bias_layer
+from qcli.learn import learned, learned_requests, learns
 from qcli.pairs import pair_floor
 from qcli.plugins import create, names
 from qcli.statistics import Statistics
@@ -20,6 +22,8 @@ from qcli.types import Array, Deferred, Entry, Interval, Plan, Request, Role, Sc
 _INT32_MAX = 2**31 - 1
 _BIAS_LEVELS = 2**30
 """A bias uses at most half of int32, which leaves room for the sum that it is added to."""
+
+Float64Array = npt.NDArray[np.float64]
 
 SiteKey = tuple[str, str, int]
 """Node, role and operand."""
@@ -45,7 +49,7 @@ def requests_of(plan: Plan, model: Model) -> tuple[Request, ...]:
         for entry in plan.entries
         if _is_activation(entry, values)
     ]
-    return tuple(dict.fromkeys(wanted))
+    return tuple(dict.fromkeys((*wanted, *learned_requests(plan, model).values())))
 
 
 def wishes_of(plan: Plan, model: Model) -> tuple[Request, ...]:
@@ -66,7 +70,8 @@ def solve(model: Model, plan: Plan, statistics: Statistics) -> Solution:
     """Scales for all entries and codes for all constants of the plan."""
     solver = _Solver(model, plan, statistics)
     solver.activations()
-    solver.weights()
+    with single_threaded():
+        solver.weights()
     solver.biases()
     return solver.solution
 
@@ -112,6 +117,7 @@ class _Solver:
         self._nodes = {node_key(node): node for node in model.nodes()}
         self._by_value: dict[str, Scale] = {}
         self._target = create("targets", plan.target)
+        self._learned = learned_requests(plan, model)
         self.solution = Solution()
 
     def activations(self) -> None:
@@ -160,14 +166,21 @@ class _Solver:
             highest=scale.highest,
             dtype=scale.dtype,
         )
-        codes = self._codes(entry, widened)
+        codes, widened = self._learn(entries, widened, floor) or (self._codes(entry, widened), widened)
         for one in entries:
             self.solution.scales[site_key(one)] = widened
             self.solution.codes[site_key(one)] = codes
 
+    def _learn(self, entries: list[Entry], scale: Scale, floor: Float64Array) -> tuple[Array, Scale] | None:
+        """The codes that serve the samples best; None for weights that do not learn, or that several nodes read."""
+        node = entries[0].site.node
+        if len(entries) != 1 or node not in self._learned:
+            return None
+        return learned(self._nodes[node], entries[0], scale, self._learned[node], self._statistics, floor)
+
     def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
         """The codes of a weight; those of a large model are computed again each time they are needed."""
-        encode = create("roundings", entry.rounding).round
+        encode = create("roundings", "squant" if learns(entry) else entry.rounding).round
         if not self._large:
             return rounded(self._weight_array(entry), scale, encode)
         shape = self._weight_array(entry).shape

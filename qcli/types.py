@@ -184,19 +184,44 @@ class Plan(Noun, frozen=True, kw_only=True):
     kept_float: tuple[KeptFloat, ...] = ()
 
 
+class Window(Noun, frozen=True, kw_only=True):
+    """How a layer reads its input: which elements meet its weights in one product.
+
+    A convolution [N, C, ...] reads patches of `kernel` elements a channel at distances of `dilations`, every
+    `strides`, of an input with `pads` (all begins, then all ends) or padded by `auto_pad`. A transposed one is a
+    convolution with stride 1 of its input with `spread` - 1 zeros between elements. A matrix product reads vectors
+    along the last axis: its `kernel` is empty. The elements are split into `groups`, those of each group further into
+    `blocks`, which are taken to be independent.
+
+    Example: a 3x3 convolution of 64 channels reads patches of 576 elements.
+    """
+
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    auto_pad: str = ""
+    spread: tuple[int, ...] = ()
+    groups: int = 1
+    blocks: int = 1
+
+
 class Request(Noun, frozen=True, kw_only=True):
     """One statistic of one value. Equal requests are measured once.
 
-    `axis` None measures the tensor as a whole, otherwise each slice along that axis on its own.
+    `axis` None measures the tensor as a whole, otherwise each slice along that axis on its own. With a `window`, what
+    is measured are the patches that a layer reads.
     """
 
     value: str
     statistic: str
     axis: int | None = None
+    window: Window | None = None
 
     @property
     def key(self) -> str:
-        return f"{self.value}|{self.statistic}|{'' if self.axis is None else self.axis}"
+        read = "" if self.window is None else f"|{msgspec.json.encode(self.window).decode()}"
+        return f"{self.value}|{self.statistic}|{'' if self.axis is None else self.axis}{read}"
 
 
 class Interval(Noun, frozen=True, kw_only=True):

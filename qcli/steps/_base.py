@@ -25,7 +25,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class MeasuredStep(Step, frozen=True, kw_only=True):
-    """A step that looks at statistics of the model's activations. Subclasses override both methods."""
+    """A step that looks at statistics of the model's activations. Subclasses override `requests`, `run_measured`."""
+
+    def works_blindly(self) -> bool:
+        """True if `run` can do something without samples."""
+        return False
 
     def requests(self, model: Model) -> tuple[Request, ...]:
         """What must be measured; nothing if the step has nothing to do."""

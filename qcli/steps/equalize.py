@@ -2,174 +2,190 @@
 
     y = W2 f(W1 x + b1) + b2  =  (W2 / s) f((s W1) x + s b1) + b2          for f(s z) = s f(z), s > 0
 
-The factors s, one for each channel, belong to a *stream*: all values that Add, Relu, LeakyRelu and pooling tie to each
-other must be scaled alike. A stream begins in layers whose output channels are multiplied by s and ends in layers whose
-input channels are divided by it. A residual stream, which pairwise equalization has to leave alone, is one of them.
+The factors s, one for each channel, belong to *classes* of channels (`qcli/channels.py`): Add, Relu, pooling and
+Concat tie channels of several tensors to each other. A residual stream, which pairwise equalization has to leave
+alone, is scaled as a whole. Where a Clip ends a tensor, such as Relu6, its channels grow at most up to the bound that
+they kept to on all samples, so that the Clip need not change.
 
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1, there
-for pairs of layers and from weight ranges; here for streams and from activation ranges.
+for pairs of layers and from weight ranges; here for all tied tensors at once, and from activation ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, infer_shapes, set_constant
+from qcli.channels import Channels, Linear, Track, channels_of, rescale
+from qcli.errors import InputError, UsageError
+from qcli.graph import Model, Value, constant_of
 from qcli.statistics import Statistics
 from qcli.steps._base import MeasuredStep
 from qcli.types import Array, Request
 
-_HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool")
+Float64Array = npt.NDArray[np.float64]
+
+_ROUNDS = 20
+"""Of equalizing weights: each factor changes what its neighbours see. Converges in a few."""
 
 
 class Equalize(MeasuredStep, frozen=True, kw_only=True):
-    """Rescales the channels of every stream between convolutions to similar ranges; exact in float.
+    """Rescales the channels between layers to similar ranges; exact in float.
 
-    `strength` 1 makes all channels' ranges equal, 0 does nothing; in between, weights of the layers behind keep
-    more of their own balance. `limit` bounds each factor.
+    `by: activations` brings the ranges of tied activations together: `strength` 1 makes them equal, 0 does nothing; in
+    between, weights of the layers behind keep more of their own balance. Where only depthwise layers read a channel,
+    whose weights have a scale for each channel anyway, `depthwise` is the strength. `by: weights` makes each channel's
+    largest weights on both sides equal (Nagel et al., equation 11), which is what one scale for a whole weight needs,
+    and looks at samples only where a Clip bounds the factors. `limit` bounds each factor.
     """
 
+    by: Literal["activations", "weights"] = "activations"
     strength: float = 0.5
-    limit: float = 16.0
+    depthwise: float = 1.0
+    limit: float = 64.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.strength <= 1 and 0 <= self.depthwise <= 1):
+            raise UsageError("equalize: strength and depthwise must be 0 to 1")
+        if not self.limit >= 1:
+            raise UsageError("equalize: limit must be 1 or more")
 
     def requests(self, model: Model) -> tuple[Request, ...]:
-        """The extrema of each channel of each value in a stream."""
-        names = [value.name or "" for stream in _streams(model) for value in stream.values]
-        return tuple(Request(value=name, statistic="extrema", axis=1) for name in names)
+        """The extrema of each channel of each value that could be scaled."""
+        found = channels_of(model)
+        free = found.resolved() > 0
+        return tuple(_request(value, track) for value, track in found.tracks.items() if free[track.classes].any())
+
+    def works_blindly(self) -> bool:
+        return self.by == "weights"
+
+    def run(self, model: Model) -> int:
+        """Without samples: by weights, with all channels that a Clip bounds left as they are."""
+        return self._run(model, None)
 
     def run_measured(self, model: Model, statistics: Statistics) -> int:
-        scaled = 0
-        for stream in _streams(model):
-            ranges = np.max([_range(statistics, value) for value in stream.values], axis=0)
-            live = ranges > 0
-            if not live.any():
-                continue
-            factors = np.ones(ranges.shape)
-            factors[live] = np.clip((ranges.max() / ranges[live]) ** self.strength, 1.0, self.limit)
-            _rescale(model.graph, stream, factors)
-            scaled += 1
-        return scaled
+        return self._run(model, statistics)
+
+    def _run(self, model: Model, statistics: Statistics | None) -> int:
+        found = channels_of(model)
+        classes = _Classes(found, statistics)
+        if self.by == "weights":
+            wanted = _by_weights(found, classes)
+        else:
+            wanted = _by_activations(classes, np.where(classes.gentle, self.strength, self.depthwise))
+        factors = np.ones(wanted.shape)
+        scaled = (classes.root > 0) & np.isfinite(wanted) & classes.live
+        factors[scaled] = np.clip(wanted[scaled], 1 / self.limit, self.limit)
+        factors = _within(factors, classes.most)
+        rescale(model.graph, found, factors[classes.root])
+        return int((factors != 1).any())
 
 
-@dataclass
-class _Stream:
-    """Values that are scaled alike, the layers that write them and the layers that read them."""
+class _Classes:
+    """What is known of each class; arrays are indexed by the class."""
 
-    values: list[Value] = field(default_factory=list)
-    writers: list[Node] = field(default_factory=list)
-    readers: list[Node] = field(default_factory=list)
+    def __init__(self, found: Channels, statistics: Statistics | None) -> None:
+        self.root = found.resolved()
+        size = self.root.size
+        self.ranges = np.zeros(size)
+        """The largest magnitude in any tensor that will have a grid."""
+        self.most = np.full(size, np.inf)
+        """The factor that a Clip allows; infinite without one."""
+        self.gentle = np.zeros(size, bool)
+        """True where a layer reads the channel whose weights share a scale among inputs."""
+        self.streams = self.root.copy()
+        """The lowest of the classes that share tensors with a class."""
+        for layer in found.layers:
+            if not layer.depthwise:
+                self.gentle[self.root[layer.columns]] = True
+        for value, track in found.tracks.items():
+            self._include(value, track, statistics)
+        for clip in found.clips:
+            self._bound(clip.value, clip.track, (clip.lower, clip.upper), statistics)
+        self.live = self.ranges > 0 if statistics is not None else np.ones(size, bool)
+        self.most[self.root == 0] = 1.0
 
+    def _include(self, value: Value, track: Track, statistics: Statistics | None) -> None:
+        classes = self.root[track.classes]
+        joined = np.unique(self.streams[classes[classes > 0]])
+        if joined.size:
+            self.streams[np.isin(self.streams, joined)] = joined[0]
+        known = _extrema(value, track, statistics)
+        if known is not None and not _is_passed_on(value):
+            np.maximum.at(self.ranges, classes, np.maximum(-known[0], known[1]))
 
-def _range(statistics: Statistics, value: Value) -> Array:
-    known = statistics.get(Request(value=value.name or "", statistic="extrema", axis=1)).distribution()
-    return np.maximum(np.abs(known.lower), np.abs(known.upper))
-
-
-def _rescale(graph: Graph, stream: _Stream, factors: Array) -> None:
-    """Multiplies the writers' output channels and divides the readers' input channels."""
-    for node in stream.writers:
-        weight = _weight(node)
-        set_constant(graph, node, 1, (weight * _along(factors, weight.ndim, 0)).astype(weight.dtype))
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            bias = np.asarray(constant_of(node.inputs[2]))
-            set_constant(graph, node, 2, (bias * factors).astype(bias.dtype))
-    for node in stream.readers:
-        weight = _weight(node)
-        axis = 0 if _is_depthwise(node) else 1
-        set_constant(graph, node, 1, (weight / _along(factors, weight.ndim, axis)).astype(weight.dtype))
-
-
-def _streams(model: Model) -> list[_Stream]:
-    """All streams that can be rescaled, in graph order."""
-    infer_shapes(model)
-    groups = _groups(model.graph)
-    found: dict[Value, _Stream] = {}
-    for node in model.graph:
-        for value in node.outputs:
-            if value in groups:
-                found.setdefault(groups[value], _Stream()).values.append(value)
-    return [stream for stream in found.values() if _complete(stream)]
-
-
-def _groups(graph: Graph) -> dict[Value, Value]:
-    """The representative of each value's stream."""
-    parent: dict[Value, Value] = {}
-
-    def find(value: Value) -> Value:
-        while parent.setdefault(value, value) is not value:
-            value = parent[value]
-        return value
-
-    for node in graph:
-        for value in _tied_inputs(node):
-            parent[find(node.outputs[0])] = find(value)
-        if node.op_type == "Conv":
-            find(node.outputs[0])
-    return {value: find(value) for value in parent}
+    def _bound(self, value: Value, track: Track, bounds: tuple[float, float], statistics: Statistics | None) -> None:
+        """A channel that stays within the bounds may grow up to them; one that reaches them may not be scaled."""
+        classes = self.root[track.classes]
+        most = np.ones(classes.size)
+        known = _extrema(value, track, statistics)
+        if known is not None:
+            room = [_room(reached, bound) for reached, bound in zip(known, bounds, strict=True)]
+            most = np.maximum(np.minimum(*room), 1.0)
+        np.minimum.at(self.most, classes, most)
 
 
-def _tied_inputs(node: Node) -> Iterator[Value]:
-    """The inputs that a node ties to its output channel by channel."""
-    if node.op_type in _HOMOGENEOUS and len(node.outputs) == 1 and node.inputs[0] is not None:
-        yield node.inputs[0]
-    elif node.op_type == "Add" and _same_shapes(node):
-        yield from (value for value in node.inputs if value is not None)
+def _room(reached: Float64Array, bound: float) -> Float64Array:
+    """By how much channels may grow until they reach a bound of their own sign."""
+    ahead = reached * np.sign(bound) if bound else np.zeros_like(reached)
+    return np.divide(abs(bound), ahead, out=np.full(ahead.shape, np.inf), where=ahead > 0)
 
 
-def _same_shapes(node: Node) -> bool:
-    shapes = [dimensions(value) if value is not None else None for value in (*node.inputs, node.outputs[0])]
-    known = shapes[0] is not None and len(shapes[0]) > 2 and shapes[0][1] is not None
-    return known and all(shape is not None and shape[1:] == (shapes[0] or ())[1:] for shape in shapes)
+def _by_activations(classes: _Classes, strength: Float64Array) -> Float64Array:
+    """s = (largest range of the stream / range of the channel) ** strength."""
+    largest = np.zeros(classes.ranges.shape)
+    np.maximum.at(largest, classes.streams, classes.ranges)
+    ranges = np.where(classes.live, classes.ranges, 1.0)
+    return np.where(classes.live, np.maximum(largest[classes.streams], ranges) / ranges, 1.0) ** strength
 
 
-def _complete(stream: _Stream) -> bool:
-    """Finds the layers around a stream; False if something else writes or reads it, or a layer cannot be scaled."""
-    inside = set(stream.values)
-    for value in stream.values:
-        producer = value.producer()
-        tied = producer is not None and all(source in inside for source in _tied_inputs(producer))
-        if producer is None or value.is_graph_output():
-            return False
-        if producer.op_type == "Conv" and _scalable(producer):
-            stream.writers.append(producer)
-        elif producer.op_type == "Conv" or not tied or not any(True for _ in _tied_inputs(producer)):
-            return False
-        for reader, operand in value.uses():
-            if reader.outputs[0] in inside and reader.op_type != "Conv":
-                continue
-            if reader.op_type != "Conv" or operand != 0 or not (_scalable(reader) and _takes_channels(reader)):
-                return False
-            stream.readers.append(reader)
-    return bool(stream.writers and stream.readers)
+def _by_weights(found: Channels, classes: _Classes) -> Float64Array:
+    """s = sqrt(r2 / r1), where r1 and r2 are the largest weights that write and that read a channel."""
+    factors = np.ones(classes.root.size)
+    for _ in range(_ROUNDS):
+        written, read = np.zeros(factors.size), np.zeros(factors.size)
+        for layer in found.layers:
+            rows, columns = classes.root[layer.rows], classes.root[layer.columns]
+            sizes = np.abs(_weight(layer)) * factors[rows] / factors[columns]
+            np.maximum.at(written, np.broadcast_to(rows, sizes.shape), sizes)
+            np.maximum.at(read, np.broadcast_to(columns, sizes.shape), sizes)
+        both = (written > 0) & (read > 0)
+        before = factors.copy()
+        factors[both] *= np.sqrt(read[both] / written[both])
+        factors = _within(factors, classes.most)
+        change = factors / before
+        if np.abs(np.log(change)).max() < 1e-3:
+            break
+    return factors
 
 
-def _scalable(node: Node) -> bool:
-    """True if the weight and the bias are constant and belong to this node alone."""
-    for value in node.inputs[1:3]:
-        if value is not None and (constant_of(value) is None or len(tuple(value.uses())) != 1):
-            return False
-    return True
+def _within(factors: Float64Array, most: Float64Array) -> Float64Array:
+    """Channels that a Clip bounds cannot shrink either, since what it cut off would come back."""
+    return np.where(np.isfinite(most), np.clip(factors, 1.0, most), factors)
 
 
-def _takes_channels(node: Node) -> bool:
-    return _group(node) == 1 or _is_depthwise(node)
+def _weight(layer: Linear) -> Array:
+    return np.asarray(constant_of(layer.node.inputs[1]), np.float64)
 
 
-def _is_depthwise(node: Node) -> bool:
-    weight = _weight(node)
-    return weight.shape[1] == 1 and _group(node) == weight.shape[0] and _group(node) > 1
+def _request(value: Value, track: Track) -> Request:
+    return Request(value=value.name or "", statistic="extrema", axis=track.axis)
 
 
-def _group(node: Node) -> int:
-    return node.attributes["group"].as_int() if "group" in node.attributes else 1
+def _extrema(value: Value, track: Track, statistics: Statistics | None) -> tuple[Float64Array, Float64Array] | None:
+    """The smallest and the largest value of each channel; None if they were not measured or nothing was there."""
+    if statistics is None:
+        return None
+    try:
+        known = statistics.get(_request(value, track)).distribution()
+    except (InputError, UsageError):
+        return None
+    return known.lower, known.upper
 
 
-def _weight(node: Node) -> Array:
-    return np.asarray(constant_of(node.inputs[1]))
-
-
-def _along(vector: Array, rank: int, axis: int) -> Array:
-    return vector.reshape([-1 if index == axis else 1 for index in range(rank)])
+def _is_passed_on(value: Value) -> bool:
+    """True for what only a Relu or a Clip reads, which becomes part of the layer before it."""
+    uses = tuple(value.uses())
+    return len(uses) == 1 and uses[0][0].op_type in ("Relu", "Clip")

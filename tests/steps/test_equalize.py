@@ -20,7 +20,7 @@ from qcli.types import Array, Request
 
 def equalized(proto: onnx.ModelProto, strength: float = 0.5, limit: float = 16.0) -> tuple[Model, int]:
     model = wrapped(proto)
-    step = Equalize(strength=strength, limit=limit)
+    step = Equalize(strength=strength, depthwise=strength, limit=limit)
     requests = step.requests(model)
     if not requests:
         return model, 0
@@ -63,12 +63,12 @@ def channel_ranges(model: Model, name: str) -> Array:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(["Relu", "LeakyRelu"]), st.floats(0.0, 1.0), st.integers(2, 9))
+@given(st.sampled_from(["Relu", "LeakyRelu"]), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.integers(2, 9))
 def test_the_outputs_stay(activation: str, strength: float, channels: int) -> None:
     proto = residual(channels, activation)
     model, count = equalized(proto, strength)
     model.fix_names()
-    assert count == 1
+    assert count == (strength > 0)
     assert_same(proto, model)
 
 
@@ -97,11 +97,31 @@ def test_a_function_that_does_not_scale_ends_the_attempt(breaker: str) -> None:
     assert count == 0
 
 
-def test_a_clip_ends_the_attempt() -> None:
-    weights = {"w1": uneven(0, 4, 3, 1, 1), "w2": normal(1, 2, 4, 1, 1), "six": np.array(6, np.float32)}
-    nodes = [node("Conv", "x w1", "c"), node("Clip", "c - six", "a"), node("Conv", "a w2", "y")]
-    _, count = equalized(proto_of(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, weights))
-    assert count == 0
+def clipped(upper: float, lower: float = 0.0) -> onnx.ModelProto:
+    weights = {
+        "w1": uneven(0, 4, 3, 1, 1),
+        "w2": normal(1, 2, 4, 1, 1),
+        "low": np.array(lower, np.float32),
+        "high": np.array(upper, np.float32),
+    }
+    nodes = [node("Conv", "x w1", "c"), node("Clip", "c low high", "a"), node("Conv", "a w2", "y")]
+    return proto_of(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, weights)
+
+
+@pytest.mark.parametrize("lower", [0.0, -6.0])
+def test_channels_grow_up_to_what_a_clip_lets_pass(lower: float) -> None:
+    proto = clipped(6.0, lower)
+    before = channel_ranges(wrapped(proto), "a")
+    model, count = equalized(proto, strength=1.0, limit=1000.0)
+    after = channel_ranges(model, "a")
+    assert count == 1 and before.min() < 1.0
+    assert after.max() <= 6.0 * (1 + 1e-6) and after.min() > before.min() * 2
+    assert_same(proto, model)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1e-3), (0.5, 6.0)])
+def test_a_clip_that_cuts_all_channels_or_no_zero_ends_the_attempt(lower: float, upper: float) -> None:
+    assert equalized(clipped(upper, lower))[1] == 0
 
 
 def test_a_value_that_is_also_an_output_is_left_alone() -> None:
@@ -118,11 +138,77 @@ def test_a_weight_that_another_layer_shares_is_left_alone() -> None:
     assert count == 0
 
 
-def test_a_grouped_reader_is_left_alone() -> None:
-    weights = {"w1": uneven(0, 4, 3, 1, 1), "w2": normal(1, 4, 2, 1, 1)}
-    nodes = [node("Conv", "x w1", "c"), node("Conv", "c w2", "y", group=2)]
-    _, count = equalized(proto_of(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, weights))
-    assert count == 0
+@pytest.mark.parametrize("groups", [2, 4])
+def test_grouped_readers_are_scaled_group_by_group(groups: int) -> None:
+    weights = {"w1": uneven(0, 4, 3, 1, 1), "w2": normal(1, 8, 4 // groups, 3, 3), "w3": normal(2, 8, 2, 3, 3)}
+    nodes = [
+        node("Conv", "x w1", "c"),
+        node("Conv", "c w2", "d", group=groups),
+        node("ConvTranspose", "d w3", "y", group=2),
+    ]
+    proto = proto_of(nodes, {"x": [1, 3, 6, 6]}, {"y": None}, weights)
+    model, count = equalized(proto, strength=1.0)
+    assert count == 1
+    assert_same(proto, model)
+
+
+def mixed_up() -> onnx.ModelProto:
+    """Concat, a gate, constants added and multiplied, pooling, Flatten and a Gemm behind it."""
+    weights = {
+        "w1": uneven(0, 4, 3, 1, 1),
+        "w2": uneven(1, 3, 3, 1, 1),
+        "add": normal(2, 7, 1, 1),
+        "one": np.array(0.5, np.float32),
+        "times": np.abs(normal(3, 7, 1, 1)),
+        "gate": normal(4, 7, 7, 1, 1),
+        "w5": normal(5, 28, 5),
+        "b5": normal(6, 5),
+        "slope": np.full((7, 1, 1), 0.1, np.float32),
+    }
+    nodes = [
+        node("Conv", "x w1", "a"),
+        node("Conv", "x w2", "b"),
+        node("Concat", "a b", "c", axis=1),
+        node("Add", "c add", "d"),
+        node("Sub", "d one", "e"),
+        node("Mul", "times e", "f"),
+        node("PRelu", "f slope", "g"),
+        node("GlobalAveragePool", "g", "h"),
+        node("Conv", "h gate", "i"),
+        node("Sigmoid", "i", "j"),
+        node("Mul", "g j", "k"),
+        node("AveragePool", "k", "l", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Flatten", "l", "m"),
+        node("Gemm", "m w5 b5", "y"),
+    ]
+    return proto_of(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, weights)
+
+
+@pytest.mark.parametrize("by", ["activations", "weights"])
+def test_everything_that_ties_channels_keeps_the_outputs(by: str) -> None:
+    proto = mixed_up()
+    model = wrapped(proto)
+    step = Equalize(by=by, strength=0.7)
+    before = channel_ranges(model, "g")
+    statistics = collect(model, Statistics.empty(step.requests(model)), stream_for(model))
+    assert step.run_measured(model, statistics) == 1
+    after = channel_ranges(model, "g")
+    assert not np.allclose(before, after)
+    if by == "activations":
+        assert after.max() / after.min() < before.max() / before.min()
+    assert_same(proto, model)
+
+
+def test_weights_alone_balance_without_samples() -> None:
+    weights = {"w1": uneven(0, 8, 3, 1, 1), "w2": normal(1, 2, 8, 1, 1)}
+    nodes = [node("Conv", "x w1", "c"), node("Relu", "c", "r"), node("Conv", "r w2", "y")]
+    proto = proto_of(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, weights)
+    model = wrapped(proto)
+    assert Equalize(by="weights").run(model) == 1
+    arrays = {name: np.abs(np.asarray(value.const_value)) for name, value in model.graph.initializers.items()}
+    first, second = (next(array for name, array in arrays.items() if name.startswith(key)) for key in ("w1", "w2"))
+    np.testing.assert_allclose(first.max(axis=(1, 2, 3)), second.max(axis=(0, 2, 3)), rtol=1e-2)
+    assert_same(proto, model)
 
 
 def test_dead_channels_keep_their_scale() -> None:
@@ -135,6 +221,7 @@ def test_dead_channels_keep_their_scale() -> None:
     assert_same(proto, model)
 
 
-def test_unknown_options_are_refused() -> None:
-    with pytest.raises(UsageError, match="strenght"):
-        create("steps", {"equalize": {"strenght": 1.0}})
+@pytest.mark.parametrize("options", [{"strenght": 1.0}, {"strength": 2.0}, {"limit": 0.5}, {"by": "nothing"}])
+def test_bad_options_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        create("steps", {"equalize": options})

@@ -1,0 +1,167 @@
+"""Weights that learn from samples: which statistics they need, and what becomes of their codes and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from qcli.contracts import broadcast
+from qcli.errors import InputError
+from qcli.graph import Model, Node, constant_of, node_key
+from qcli.plugins import create
+from qcli.roundings._learned import LearnedRounding, Moments, Rows
+from qcli.roundings._quadratic import damped, error_of, refitted
+from qcli.statistics import Statistics
+from qcli.types import Array, Entry, Plan, Request, Role, Scale, Window
+from qcli.windows import rows_of, weight_of, window_of
+
+Float64Array = npt.NDArray[np.float64]
+
+_LARGEST = 1024
+"""Inputs of a layer that are taken to depend on each other, at most."""
+
+_BUDGET = 1 << 28
+"""Bytes of all that is kept of the inputs of all layers; where it is exceeded, layers are seen in smaller blocks."""
+
+
+def learned_requests(plan: Plan, model: Model) -> dict[str, Request]:
+    """The statistic that the weight of each layer learns from, by node; not those that learn one after the other."""
+    return _requests(model, [entry for entry in learners(plan, model) if not _rounding(entry).sequential])
+
+
+def learners(plan: Plan, model: Model) -> list[Entry]:
+    """The weights of the main graph whose rounding learns, where the layer is a product of matrices."""
+    if model.large:
+        return []
+    here = {node_key(node) for node in model.graph}
+    return [
+        entry
+        for entry in plan.entries
+        if entry.site.role is Role.WEIGHT and entry.site.node in here and entry.site.operand == 1 and learns(entry)
+    ]
+
+
+def learns(entry: Entry) -> bool:
+    return isinstance(create("roundings", entry.rounding), LearnedRounding)
+
+
+def learned(
+    node: Node, entry: Entry, scale: Scale, request: Request, statistics: Statistics, floor: Float64Array
+) -> tuple[Array, Scale] | None:
+    """The codes of a weight and its scale, which may have been fitted to them; None if nothing was measured.
+
+    No step becomes smaller than `floor` [channels].
+    """
+    if request.window is None:
+        return None
+    measured: Any = statistics.get(request)
+    try:
+        measured.moments()
+    except InputError:  # no sample got there
+        return None
+    problem = Problem(node, np.asarray(constant_of(node.inputs[1]), np.float64), request.window)
+    return problem.solve(_rounding(entry), measured, scale, floor)
+
+
+class Problem:
+    """One layer's weight, as rows over what it reads."""
+
+    def __init__(self, node: Node, weight: Array, window: Window) -> None:
+        self._node = node
+        self._window = window
+        self._shape = weight.shape
+        self._weight = rows_of(node, weight, window)
+
+    def solve(
+        self, rounding: LearnedRounding, measured: Moments, scale: Scale, floor: Float64Array
+    ) -> tuple[Array, Scale]:
+        codes = rounding.learn(self._rows(scale), measured)
+        products = damped(measured.moments()[0], rounding.damp)
+        for _ in range(rounding.refit):
+            tried = self._refitted(codes, scale, products, floor)
+            fresh = rounding.learn(self._rows(tried), measured)
+            if self._error(fresh, tried, products) >= self._error(codes, scale, products):
+                break
+            codes, scale = fresh, tried
+        return self._codes(codes, scale), scale
+
+    def _rows(self, scale: Scale) -> Rows:
+        steps, zero = self._along(scale.scale, scale), self._along(scale.zero_point, scale)
+        shape = self._weight.shape[:2]
+        lowest, highest = (np.broadcast_to(end - zero[..., 0], shape) for end in (scale.lowest, scale.highest))
+        return Rows(exact=self._weight / steps, lowest=lowest, highest=highest)
+
+    def _along(self, vector: Array, scale: Scale) -> Float64Array:
+        """A vector of one value for each channel, or for all, as [groups or 1, R or 1, 1]."""
+        whole = broadcast(vector.astype(np.float64), len(self._shape), scale.axis)
+        if whole.ndim == 0:
+            return np.asarray(whole, np.float64).reshape(1, 1, 1)
+        spread = np.broadcast_to(whole, self._shape).astype(np.float64)
+        return np.asarray(rows_of(self._node, spread, self._window)[..., :1], np.float64)
+
+    def _refitted(self, codes: Float64Array, scale: Scale, products: Float64Array, floor: Float64Array) -> Scale:
+        factors = refitted(codes, self._rows(scale).exact, products)
+        sizes = np.maximum(np.einsum("grk,grk->gr", codes @ products, codes), 1e-300)
+        spread = np.broadcast_to(factors[..., None], self._weight.shape)
+        weighed = np.broadcast_to(sizes[..., None], self._weight.shape)
+        gains, weights = (weight_of(self._node, part, self._window, self._shape) for part in (spread, weighed))
+        others = tuple(axis for axis in range(len(self._shape)) if axis != scale.axis)
+        steps = (gains * weights).sum(axis=others) / weights.sum(axis=others)
+        fitted = np.maximum(scale.scale * np.reshape(steps, scale.scale.shape), floor).astype(np.float32)
+        return msgspec.structs.replace(scale, scale=fitted)
+
+    def _error(self, codes: Float64Array, scale: Scale, products: Float64Array) -> float:
+        steps = self._along(scale.scale, scale)
+        return float(error_of(codes * steps, self._weight, products).sum())
+
+    def _codes(self, codes: Float64Array, scale: Scale) -> Array:
+        whole = weight_of(self._node, codes, self._window, self._shape)
+        zero = broadcast(scale.zero_point, len(self._shape), scale.axis)
+        whole += zero
+        return whole.astype(scale.dtype)
+
+
+def _rounding(entry: Entry) -> LearnedRounding:
+    rounding: LearnedRounding = create("roundings", entry.rounding)
+    return rounding
+
+
+def _requests(model: Model, entries: Iterable[Entry]) -> dict[str, Request]:
+    """Gram matrices of all layers within the budget: the largest layers are cut into blocks first."""
+    nodes = {node_key(node): node for node in model.graph}
+    entries = list(entries)
+    most = _LARGEST
+    while True:
+        found = {entry.site.node: _request(nodes[entry.site.node], entry, most) for entry in entries}
+        requests = {node: request for node, request in found.items() if request is not None}
+        if most <= 32 or sum(_bytes(nodes[node], request) for node, request in requests.items()) <= _BUDGET:
+            return requests
+        most //= 2
+
+
+def _request(node: Node, entry: Entry, most: int) -> Request | None:
+    window, value = window_of(node, most), node.inputs[0]
+    if window is None or value is None:
+        return None
+    return Request(value=value.name or "", statistic=_rounding(entry).statistic, window=window)
+
+
+def _bytes(node: Node, request: Request) -> int:
+    """Two float64 matrices for each block."""
+    weight = constant_of(node.inputs[1])
+    if weight is None or request.window is None:
+        return 0
+    window = request.window
+    if not window.kernel:
+        reads = max(weight.shape)
+    elif node.op_type == "ConvTranspose":
+        reads = weight.shape[0] // window.groups * prod(window.kernel)
+    else:
+        reads = prod(weight.shape[1:])
+    size = int(reads) // window.blocks + 1
+    return 16 * window.groups * window.blocks * size * size

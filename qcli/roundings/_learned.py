@@ -1,0 +1,67 @@
+"""What the roundings share that learn from samples which level serves a layer's output best."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from qcli.contracts import broadcast
+from qcli.errors import UsageError
+from qcli.roundings._quadratic import damped
+from qcli.types import Array, FloatArray, Scale
+
+Float64Array = npt.NDArray[np.float64]
+
+
+class Moments(Protocol):
+    """A statistic of a layer's inputs that knows their mean products [groups, K, K] and means [groups, K]."""
+
+    def moments(self) -> tuple[Float64Array, Float64Array]: ...
+
+
+class Rows(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer's weight in units of its steps: where each element lies between the codes, zero points taken off.
+
+    `exact` float64 [groups, R, K]; `lowest` and `highest` float64 [groups, R] are the codes that there are.
+    """
+
+    exact: Float64Array
+    lowest: Float64Array
+    highest: Float64Array
+
+
+class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Chooses the codes of a layer by the error of its output on the calibration samples.
+
+    `damp` is added to the diagonal of the inputs' products, relative to its mean. `refit` times, the scale of each
+    channel is fitted to the codes by least squares and the codes are chosen again. With `sequential`, a layer learns
+    from the inputs that the quantized layers before it give, not from those of the float model.
+    """
+
+    statistic: ClassVar[str]
+
+    damp: float = 0.01
+    refit: int = 0
+    sequential: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damp <= 1:
+            raise UsageError(f"damp must be above 0 and at most 1, is {self.damp}")
+        if not 0 <= self.refit <= 20:
+            raise UsageError(f"refit must be 0 to 20, is {self.refit}")
+
+    def round(self, weight: FloatArray, scale: Scale) -> Array:
+        """Codes of the scale's dtype in the shape of `weight`, to nearest: for weights that no sample speaks of."""
+        steps = broadcast(scale.scale, weight.ndim, scale.axis).astype(np.float64)
+        zero = broadcast(scale.zero_point, weight.ndim, scale.axis).astype(np.float64)
+        return np.rint(weight / steps + zero).clip(scale.lowest, scale.highest).astype(scale.dtype)
+
+    def learn(self, rows: Rows, measured: Moments) -> Float64Array:
+        """Codes [groups, R, K], zero points taken off, for a layer whose inputs were measured."""
+        raise NotImplementedError
+
+    def products(self, measured: Moments) -> Float64Array:
+        return damped(measured.moments()[0], self.damp)

@@ -1,0 +1,109 @@
+"""The error of a layer's output as a quadratic function of its codes, and two ways to make it small.
+
+With rows of weights w in units of their steps, codes q and H = E[x x^T], the mean squared error of the output is
+(q - w) H (q - w)^T in units of the step squared. Rows share H, so all of them are worked on at once, column by column.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float64Array = npt.NDArray[np.float64]
+
+Bounds = tuple[Float64Array, Float64Array]
+"""The lowest and the highest code of each row, [groups, R] each."""
+
+_BLOCK = 64
+"""Columns whose changes reach the others together, as one product of matrices."""
+
+
+def damped(products: Float64Array, damp: float) -> Float64Array:
+    """`products` [groups, K, K] plus `damp` times the mean of the diagonal: singular matrices become regular ones."""
+    size = products.shape[-1]
+    mean = np.einsum("gkk->g", products) / size
+    extra = damp * mean + np.finfo(np.float64).tiny ** 0.5
+    result: Float64Array = products + extra[:, None, None] * np.eye(size)
+    return result
+
+
+def error_of(codes: Float64Array, exact: Float64Array, products: Float64Array) -> Float64Array:
+    """The quadratic [groups, R] for codes and exact positions [groups, R, K]."""
+    wrong = codes - exact
+    errors: Float64Array = np.einsum("grk,grk->gr", wrong @ products, wrong)
+    return errors
+
+
+def compensate(exact: Float64Array, products: Float64Array, bounds: Bounds) -> Float64Array:
+    """Rounds column after column; what each rounding errs is made up for by the columns that are still exact.
+
+    Columns with large inputs come first. Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for
+    Generative Pre-trained Transformers", algorithm 1, with its activation order.
+    """
+    order = np.argsort(-np.einsum("gkk->gk", products).mean(axis=0), kind="stable")
+    sorted_ = products[:, order][:, :, order]
+    upper = np.swapaxes(np.linalg.cholesky(np.linalg.inv(sorted_)), 1, 2)
+    left = exact[..., order].copy()
+    codes = np.empty_like(left)
+    size = left.shape[-1]
+    for begin in range(0, size, _BLOCK):
+        end = min(begin + _BLOCK, size)
+        errors = np.empty((*left.shape[:2], end - begin))
+        for column in range(begin, end):
+            codes[..., column] = np.rint(left[..., column]).clip(*bounds)
+            error = (left[..., column] - codes[..., column]) / upper[:, column, column, None]
+            errors[..., column - begin] = error
+            left[..., column:end] -= error[..., None] * upper[:, None, column, column:end]
+        left[..., end:] -= errors @ upper[:, begin:end, end:]
+    return codes[..., np.argsort(order)]
+
+
+def descend(
+    codes: Float64Array, exact: Float64Array, products: Float64Array, bounds: Bounds, sweeps: int
+) -> Float64Array:
+    """Gives each column in turn its best codes, all others being as they are, until nothing changes.
+
+    The error never grows. Source: Behdin et al. 2023, "QuantEase: Optimization-based Quantization for Language
+    Models", algorithm 1 (cyclic coordinate descent, equation 5).
+    """
+    codes = codes.copy()
+    diagonal = np.einsum("gkk->gk", products)
+    for _ in range(sweeps):
+        slope = (codes - exact) @ products
+        changed = False
+        for begin in range(0, codes.shape[-1], _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            before = codes[..., block].copy()
+            near = slope[..., block].copy()
+            _descend_block(codes[..., block], near, products[:, block, block], diagonal[:, block], bounds)
+            moved = codes[..., block] - before
+            if moved.any():
+                changed = True
+                slope += moved @ products[:, block]
+        if not changed:
+            break
+    return codes
+
+
+def _descend_block(
+    codes: Float64Array, slope: Float64Array, products: Float64Array, diagonal: Float64Array, bounds: Bounds
+) -> None:
+    """One pass over the columns of a block; `codes` and `slope` [groups, R, columns] change in place."""
+    for column in range(codes.shape[-1]):
+        best = np.rint(codes[..., column] - slope[..., column] / diagonal[:, column, None]).clip(*bounds)
+        moved = best - codes[..., column]
+        if moved.any():
+            codes[..., column] = best
+            slope += moved[..., None] * products[:, None, column]
+
+
+def refitted(codes: Float64Array, exact: Float64Array, products: Float64Array) -> Float64Array:
+    """The factor [groups, R] by which the steps of each row should change for these codes: least squares.
+
+    Minimizes (f q - w) H (f q - w)^T over f: f = (w H q^T) / (q H q^T); 1 where the codes say nothing.
+    """
+    weighted = codes @ products
+    numerator = np.einsum("grk,grk->gr", weighted, exact)
+    denominator = np.einsum("grk,grk->gr", weighted, codes)
+    sound = (denominator > 0) & (numerator > 0)
+    return np.where(sound, np.divide(numerator, denominator, out=np.ones_like(numerator), where=sound), 1.0)

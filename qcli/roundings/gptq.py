@@ -1,0 +1,21 @@
+"""`gptq`: weights are rounded one after the other, and those to come make up for the error so far."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from qcli.roundings._learned import Float64Array, LearnedRounding, Moments, Rows
+from qcli.roundings._quadratic import compensate
+
+
+class Gptq(LearnedRounding, frozen=True, kw_only=True):
+    """Rounds the inputs' weights in the order of their energy, compensating each error in those not yet rounded.
+
+    Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers".
+    """
+
+    statistic: ClassVar[str] = "gram"
+
+    def learn(self, rows: Rows, measured: Moments) -> Float64Array:
+        """Codes [groups, R, K], zero points taken off."""
+        return compensate(rows.exact, self.products(measured), (rows.lowest, rows.highest))
