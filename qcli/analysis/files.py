@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qcli.analysis.nouns import Analysis, Row, Whole
+from qcli.analysis.nouns import Analysis, Row, Suggestion, Whole
 from qcli.errors import UsageError
 from qcli.files import replace_file
 from qcli.render import cell, code
@@ -56,6 +56,12 @@ def stages(whole: Whole) -> Iterator[tuple[str, str]]:
     yield "as onnxruntime runs it", f"{whole.quantized:.1f} dB"
 
 
+def headline(suggestion: Suggestion) -> str:
+    """What a suggestion brings and costs, in one line."""
+    nodes = {0: "", 1: ", 1 more node in float"}.get(suggestion.floats, f", {suggestion.floats} more nodes in float")
+    return f"{suggestion.gain:+.1f} dB, to {suggestion.sqnr:.1f} dB{nodes}: {suggestion.why}"
+
+
 def verdict(analysis: Analysis) -> str:
     """Who is to blame, as a sentence."""
     return {
@@ -93,14 +99,7 @@ def _to_markdown(analysis: Analysis, top: int | None) -> bytes:
     if analysis.suggestions:
         lines += ["", "## Suggestions"]
     for one in analysis.suggestions:
-        lines += [
-            "",
-            f"{one.gain:+.1f} dB, to {one.sqnr:.1f} dB: {cell(one.why)}",
-            "",
-            "```yaml",
-            one.yaml.rstrip(),
-            "```",
-        ]
+        lines += ["", cell(headline(one)), "", "```yaml", one.yaml.rstrip(), "```"]
     lines += ["", "## Notes", "", *(f"* {cell(text)}" for text in analysis.notes)] if analysis.notes else []
     lines += ["", "## Warnings", "", *(f"* {cell(text)}" for text in analysis.warnings)] if analysis.warnings else []
     return ("\n".join(lines) + "\n").encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import prod
@@ -69,9 +69,9 @@ def run_variants(
     def run(sample: Sample, variant: Variant) -> dict[str, Any]:
         return session.run({**sample.feeds, **simulation.feeds(variant)}, outputs)
 
-    done = seen = 0
+    done = 0
     with ThreadPoolExecutor(threads) as pool:
-        for seen, sample in enumerate(samples, 1):
+        for sample in samples:
             with on_sample(sample.file):
                 reference = checked(run(sample, frozenset()), sample.file)
                 found = pool.map(partial(_compared, run, sample, reference), losses)
@@ -79,7 +79,7 @@ def run_variants(
                     loss.add(parts)
                     done += 1
                     progress(done, max(done, len(losses) * _length(samples)))
-    if not seen:
+    if not done:
         raise NothingToDoError("there are no samples to run the variants on", "name a folder of samples with -d")
     return {variant: loss.value() for variant, loss in losses.items()}
 
@@ -171,4 +171,4 @@ def _groups(values: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Ite
 
 
 def _length(samples: Iterable[Sample]) -> int:
-    return len(samples) if hasattr(samples, "__len__") else 0
+    return len(samples) if isinstance(samples, Sized) else 0

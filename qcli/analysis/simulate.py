@@ -3,11 +3,11 @@
     y = If(switch, DequantizeLinear(QuantizeLinear(x)), x)        an activation
     w = If(switch, (codes - zero_point) * scale, w)               a weight, a bias or another constant
 
-Scales and codes are those of the whole plan, whatever is on. The operators between the quantizers are the float ones, and
-nothing is optimized, since onnxruntime would make integer kernels of float operators between two grids: what is said to
-be float is float. Noise enters a model at its quantizers alone, so this computes what the integer kernels do, up to their
-rounding. What a kernel quantizes by itself is quantized at its input; the state inside of a dynamic LSTM stays float.
-Results of nodes that only move codes, such as MaxPool, have no quantizer of their own: it would add nothing.
+Scales and codes are those of the whole plan, whatever is on. The operators between the quantizers are the float ones,
+and nothing is optimized, since onnxruntime would make integer kernels of float operators between two grids: what is
+said to be float is float. Noise enters a model at its quantizers alone, so this computes what the integer kernels do,
+up to their rounding. What a kernel quantizes by itself is quantized at its input; the state inside of a dynamic LSTM
+stays float. Results of nodes that only move codes, such as MaxPool, have no quantizer of their own: it would add nothing.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from qcli.types import Array, Deferred, Entry, Plan, Role, Scale
 class Layer:
     """A node with all quantizers that belong to it: its constants, the operands that it alone quantizes, its result.
 
-    `key` is the node's first output, `weights` and `activations` are the switches of its constants and of the rest, None
-    where it has none. `values` are the activations that it quantizes, `output` is the value to compare.
+    `key` is the node's first output, `weights` and `activations` are the switches of its constants and of the rest,
+    None where it has none. `values` are the activations that it quantizes, `output` is the value to compare.
     """
 
     key: str
@@ -220,4 +220,5 @@ def decoded(entry: Entry, solution: Solution) -> Array | Deferred:
 
 
 def _bias(codes: Array, scale: Scale) -> Array:
-    return np.asarray(codes.astype(np.float32) * broadcast(scale.scale, codes.ndim, scale.axis), np.float32)
+    steps = np.asarray(broadcast(scale.scale, codes.ndim, scale.axis), np.float32)
+    return np.asarray(codes.astype(np.float32) * steps, np.float32)

@@ -1,8 +1,8 @@
 """Which changes of a recipe are worth trying after an analysis, and those of them that help.
 
-The order is that of Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 3.3 and figure 7: what is
-at fault, weights or activations, decides what is tried: channels and roundings of weights; ranges, equalization and
-split outliers of activations; and for both, the worst layers in float.
+The order is that of Nagel et al. 2021, "A White Paper on Neural Network Quantization", figure 7: what is at fault,
+weights or activations, decides what is tried: channels and roundings of weights; ranges, equalization and split
+outliers of activations; and for both, the worst layers in float.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape
+from typing import Any
 
 import msgspec
 
@@ -35,7 +36,10 @@ _LOUD = 0.1
 """From this share of the noise on the ranges of a row's own values are tried."""
 
 _RANGES: tuple[Spec, ...] = ("minmax", "mse", {"percentile": {"keep": 99.99}})
-_STEPS = ("equalize", "split_outliers")
+_STEPS = ("equalize", "smooth", "split_outliers")
+
+
+Data = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def _weights(findings: Findings) -> Iterator[Change]:
     entries = [entry for entry in findings.plan.entries if entry.site.role is Role.WEIGHT]
     whole = [entry for entry in entries if entry.grid.granularity == "tensor"]
     for grid in dict.fromkeys(map(_grid_text, whole)):
-        rule = {"match": {"role": "weight"}, "grid": {**msgspec.json.decode(grid), "granularity": "channel"}}
+        rule: Data = {"match": {"role": "weight"}, "grid": {**msgspec.json.decode(grid), "granularity": "channel"}}
         yield Change("weights are at fault: one scale for each of their channels", frozenset({"granularity"}), (rule,))
     if "squant" in names("roundings") and any(_name(entry.rounding) == "nearest" for entry in entries):
         rule = {"match": {"role": "weight"}, "rounding": "squant"}
@@ -125,6 +129,7 @@ def _activations(findings: Findings) -> Iterator[Change]:
 
 _REASONS = {
     "equalize": "balance the channels that share a scale",
+    "smooth": "move the largest channels' range into the weights",
     "split_outliers": "the channels that dwarf the others take a path of their own",
 }
 

@@ -60,9 +60,9 @@ def analyze(job: AnalyzeJob, watch: Watch | None = None) -> Analysis:
     """What each quantized part of a model costs in accuracy, and which changes of the recipe would help.
 
     Found again in the cache if model, recipe, samples and options are those of an earlier run. Raises UsageError for an
-    unknown grouping or report, NothingToDoError without samples or without anything to quantize, UnsupportedError for a
-    quantized model and one without float outputs, RuntimeFailure if the model does not run, ResourceError if there is no
-    memory for it.
+    unknown grouping or report, NothingToDoError without samples or without anything to quantize, UnsupportedError for
+    a quantized model and one without float outputs, RuntimeFailure if the model does not run, ResourceError if there
+    is no memory for it.
     """
     watch = watch or Watch()
     check_grouping(job.by)
@@ -100,7 +100,7 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
     blame = blame_of(whole)
     ground = Ground(prepared, settled.plan, settled.statistics)
     trials = Trials(job, ground, Reference(reference, settled.samples, whole.quantized), watch)
-    suggestions, notes = _suggestions(job, settled, (whole, blame, rows), trials)
+    suggestions, notes = _suggestions(job, settled, (blame, rows), trials)
     calibration = prepared.calibration
     return Analysis(
         model=file_facts(job.model, prepared.source),
@@ -190,10 +190,10 @@ def _rows(
 
 
 def _suggestions(
-    job: AnalyzeJob, settled: _Settled, found: tuple[Whole, Blame, list[tuple[Row, Group]]], trials: Trials
+    job: AnalyzeJob, settled: _Settled, found: tuple[Blame, list[tuple[Row, Group]]], trials: Trials
 ) -> tuple[tuple[Suggestion, ...], tuple[str, ...]]:
     """What would help, and what is to be said about it."""
-    whole, blame, rows = found
+    blame, rows = found
     if not job.suggest or blame == "neither":
         return (), ()
     if job.plan is not None:
@@ -208,10 +208,11 @@ def _suggestions(
 def _notes(whole: Whole, plan: Plan) -> Iterator[str]:
     """What the figures mean, in the order in which they were found."""
     if whole.float_check < _QUIET_DB:
-        yield f"the steps before quantization cost accuracy by themselves: {whole.float_check:.1f} dB remain of the model"
+        yield f"the steps before quantization cost accuracy by themselves: they leave {whole.float_check:.1f} dB"
     if whole.quantized < whole.simulated - _DIFFERS_DB:
+        lost = whole.simulated - whole.quantized
         yield (
-            f"onnxruntime's integer kernels lose {whole.simulated - whole.quantized:.1f} dB that the grids do not explain: "
+            f"onnxruntime's integer kernels lose {lost:.1f} dB that the grids do not explain: "
             "products saturate on this processor, or a fusion is wrong; see 'qcli validate'"
         )
     if any(entry.site.op == "LSTM" and quantizes_as_it_runs(entry) for entry in plan.entries):

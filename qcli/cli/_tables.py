@@ -103,7 +103,7 @@ def show_bench(report: BenchReport, console: Console) -> None:
 
 def show_analysis(analysis: Analysis, console: Console, top: int | None) -> None:
     """The whole model, the `top` worst rows, and what would help."""
-    from qcli.analysis.files import COLUMNS, cells, stages, verdict
+    from qcli.analysis.files import COLUMNS, cells, headline, stages, verdict
 
     console.print(_facts(list(stages(analysis.whole))))
     console.print(f"\n{verdict(analysis)}\n", soft_wrap=True)
@@ -112,7 +112,7 @@ def show_analysis(analysis: Analysis, console: Console, top: int | None) -> None
     if len(rows) < len(analysis.rows):
         console.print(f"and {len(analysis.rows) - len(rows)} more")
     for one in analysis.suggestions:
-        console.print(f"\n{one.gain:+.1f} dB, to {one.sqnr:.1f} dB: {one.why}", soft_wrap=True)
+        console.print(f"\n{headline(one)}", soft_wrap=True)
         console.print(one.yaml.rstrip(), soft_wrap=True)
     for note in analysis.notes:
         console.print(f"\nnote: {note}", soft_wrap=True)

@@ -41,7 +41,7 @@ def choose_result(switch: ir.Value, value: ir.Value, build: Build) -> ir.Value:
 
 
 def choose_operand(switch: ir.Value, node: ir.Node, operand: int, build: Build) -> None:
-    """The operand of one node: `build`'s value while `switch` is on, else what it is now. Other readers see no change."""
+    """What one node reads: `build`'s value while `switch` is on, else what it reads now. Others see no change."""
     value = node.inputs[operand]
     if value is None:
         raise ValueError(f"operand {operand} of {node.name} is empty")
