@@ -62,15 +62,25 @@ def _blocks(layers: tuple[Layer, ...], model: Model) -> tuple[Group, ...]:
     Where names say nothing, a block lies between two values through which everything passes: a residual block, the
     branches up to a Concat, or a single layer.
     """
-    deepest = max(len(_path(layer.name)) for layer in layers)
-    for depth in range(1, deepest + 1):
-        groups = _together(layers, lambda layer, depth=depth: "/".join(_path(layer.name)[:depth]))  # type: ignore[misc]
-        if len(groups) >= _FEWEST:
-            return tuple(Group(group.name or group.layers[0].name, group.layers) for group in groups)
+    for depth in range(1, max(len(_path(layer.name)) for layer in layers) + 1):
+        prefixes = _prefixes(layers, depth)
+        if len(set(prefixes.values())) >= _FEWEST:
+            return _together(layers, lambda layer, prefixes=prefixes: prefixes[layer.key])  # type: ignore[misc]
     segments = _segments(model)
     outer = {node_key(node): node for node in model.nodes()}
     found = _together(layers, lambda layer: segments[node_key(enclosing_node(model.graph, outer[layer.key]))])
     return tuple(Group(_span(group.layers), group.layers) for group in found)
+
+
+def _prefixes(layers: tuple[Layer, ...], depth: int) -> dict[str, str]:
+    """The first parts of each layer's name. One without any is alone, or with the layer before it if it has no weight."""
+    found: dict[str, str] = {}
+    before = ""
+    for layer in layers:
+        prefix = "/".join(_path(layer.name)[:depth])
+        before = prefix or (before if layer.weights is None and before else layer.name)
+        found[layer.key] = before
+    return found
 
 
 def _path(name: str) -> list[str]:

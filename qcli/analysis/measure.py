@@ -43,15 +43,12 @@ class Loss:
 
     def value(self) -> float:
         """The ratio in dB of the worst output."""
-        return min(sqnr.value() for sqnr in self._outputs.values())
-
-    def of(self, name: str) -> float | None:
-        return self._outputs[name].value() if name in self._outputs else None
+        return min((sqnr.value() for sqnr in self._outputs.values()), default=Sqnr.LIMIT)
 
 
 def loss_of(reference: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Sqnr]:
-    """The ratio for each float output. A result of another shape, or with NaN or Inf, is nothing but noise."""
-    return {name: _sqnr(value, result[name]) for name, value in reference.items() if is_float(value)}
+    """The ratio for each float output that is not empty. Another shape, NaN or Inf is nothing but noise."""
+    return {name: _sqnr(value, result[name]) for name, value in reference.items() if is_float(value) and value.size}
 
 
 def run_variants(

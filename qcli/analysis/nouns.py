@@ -45,8 +45,8 @@ class Whole(Noun, frozen=True, kw_only=True):
 class Row(Noun, frozen=True, kw_only=True):
     """One node, operator or block that is quantized, with ratios in dB.
 
-    `output`: its own result in the quantized model against float, all noise from before it included; None where it has
-    no fixed shape. `alone`, `weights`, `activations`: the model's output when only this, only its weights, only its
+    `output`: its own result in the quantized model against float, all noise from before it included; None where no
+    sample reached it. `alone`, `weights`, `activations`: the model's output when only this, only its weights, only its
     activations are quantized. `gain`: by how much the quantized model gets better when only this is float. `share`: its
     part of the noise power of all rows, each quantized alone.
     """

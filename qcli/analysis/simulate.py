@@ -7,7 +7,8 @@ Scales and codes are those of the whole plan, whatever is on. The operators betw
 and nothing is optimized, since onnxruntime would make integer kernels of float operators between two grids: what is
 said to be float is float. Noise enters a model at its quantizers alone, so this computes what the integer kernels do,
 up to their rounding. What a kernel quantizes by itself is quantized at its input; the state inside of a dynamic LSTM
-stays float. Results of nodes that only move codes, such as MaxPool, have no quantizer of their own: it would add nothing.
+stays float. Results of nodes that only move codes, such as MaxPool, have no quantizer of their own: it would add
+nothing.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class _Simulator:
         self._homes = {site_key(entry): self._layer_of(entry) for entry in plan.entries}
         self._layers: dict[str, Layer] = {}
         self._switches: dict[tuple[str, str], Value] = {}
-        self._outputs: dict[str, Value] = {}
+        self._outputs = {key: _first(node) for key, node in self._nodes.items()}
         self._decoded: dict[tuple[str, int], Value] = {}
 
     def run(self) -> Simulation:
@@ -109,11 +110,11 @@ class _Simulator:
         return Simulation(self._model, tuple(self._finished()))
 
     def _finished(self) -> Iterator[Layer]:
-        for key, node in self._nodes.items():
+        for key in self._nodes:
             if key not in self._layers:
                 continue
             layer = self._layers[key]
-            layer.output = self._outputs.get(key, node.outputs[0]).name or ""
+            layer.output = self._outputs[key].name or ""
             for part in ("weights", "activations"):
                 switch = self._switches.get((key, part))
                 setattr(layer, part, switch.name if switch is not None else None)
@@ -136,7 +137,7 @@ class _Simulator:
         if site.role is Role.OUTPUT:
             value = node.outputs[site.operand]
             chosen = choose_result(switch, value, self._through(entry, value))
-            self._outputs.setdefault(home, chosen)
+            self._outputs[home] = chosen
         else:
             read = node.inputs[site.operand]
             if read is not None:
@@ -195,6 +196,11 @@ class _Simulator:
                 (item.producer() for item in layer.inputs if item is not None and constant_of(item) is None), None
             )
         return node_key(layer or node)
+
+
+def _first(node: Node) -> Value:
+    """The first output that has a name, after which the node is called."""
+    return next((value for value in node.outputs if value.name), node.outputs[0])
 
 
 def _moved(plan: Plan) -> Iterator[SiteKey]:
