@@ -73,7 +73,7 @@ def _blocks(layers: tuple[Layer, ...], model: Model) -> tuple[Group, ...]:
 
 
 def _prefixes(layers: tuple[Layer, ...], depth: int) -> dict[str, str]:
-    """The first parts of each layer's name. One without any is alone, or with the layer before it if it has no weight."""
+    """The first parts of each name. A layer without any is alone, or without weights with the layer before it."""
     found: dict[str, str] = {}
     before = ""
     for layer in layers:
