@@ -202,8 +202,12 @@ def _has_range(entry: Entry) -> bool:
 
 
 def _grid_text(entry: Entry) -> bytes:
-    plain = {key: value for key, value in msgspec.to_builtins(entry.grid).items() if key not in ("axis",)}
-    return msgspec.json.encode({key: value for key, value in plain.items() if value != getattr(Grid(), key)})
+    """The grid as a recipe has it, without the axis that a plan adds, in a form that can be compared."""
+    plain = msgspec.to_builtins(entry.grid)
+    shown = ("format", "symmetric", "granularity")
+    return msgspec.json.encode(
+        {key: plain[key] for key in plain if key in shown or (key != "axis" and plain[key] != getattr(Grid(), key))}
+    )
 
 
 def _name(spec: Spec) -> str:

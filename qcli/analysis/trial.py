@@ -111,8 +111,9 @@ class Trials:
             sqnr = run_pair(self.against.session, quantized, self.against.samples)
         except QcliError:
             return None
-        before = {kept.node for kept in self.base.plan.kept_float}
-        floats = sum(kept.node not in before for kept in plan.kept_float)
+        working = {(entry.site.node, entry.site.op) for entry in self.base.plan.entries}
+        floats = sum((kept.node, kept.op) in working for kept in plan.kept_float)
+        floats -= sum((kept.node, kept.op) in working for kept in self.base.plan.kept_float)
         text = change.yaml(self.base.prepared.recipe)
         return Suggestion(why=change.why, yaml=text, sqnr=sqnr, gain=sqnr - self.against.sqnr, floats=floats)
 
