@@ -22,10 +22,10 @@ from qcli.analysis.simulate import Simulation, simulate
 from qcli.analysis.suggest import WORTH_DB, Findings, suggest
 from qcli.analysis.trial import Ground, Reference, Trials
 from qcli.apply import apply_plan
-from qcli.calibrate import check_memory
+from qcli.errors import ResourceError
 from qcli.files import check_distinct, check_writable
 from qcli.job import named_inputs
-from qcli.memory import budget_of
+from qcli.memory import Budget, budget_of
 from qcli.metrics.sqnr import Sqnr
 from qcli.pipeline import Prepared, prepare_job, settle_job, threads_of
 from qcli.report import RecipeFacts, environment, file_facts
@@ -90,7 +90,7 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
     prepared = settled.prepared
     watch.phase("simulate")
     simulation = simulate(prepared.model, settled.plan, settled.solution)
-    check_memory(simulation.model, budget_of(job.max_memory))
+    _check_memory(simulation, budget_of(job.max_memory))
     groups = grouped(simulation.layers, prepared.model, job.by)
     reference = float_session(prepared.source)
     losses = run_variants(simulation, settled.samples, _variants(simulation, groups), threads_of(job), watch.progress)
@@ -115,6 +115,14 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
         warnings=tuple(watch.warnings),
         environment=environment(),
     )
+
+
+def _check_memory(simulation: Simulation, budget: Budget) -> None:
+    """Raises ResourceError where the weights do not fit, which a simulation holds as they are and decoded."""
+    needed = simulation.model.run_bytes()
+    if not budget.fits(needed):
+        problem = f"an analysis runs the model with its weights twice, which {budget.shortage(needed)}"
+        raise ResourceError(problem, "allow more with --max-memory")
 
 
 def _settle(job: AnalyzeJob, watch: Watch) -> _Settled:
