@@ -49,3 +49,33 @@ def convolutions(folder: Path, outlier: float = 1.0) -> Path:
     ]
     shape = [1, CHANNELS, 6, 6]
     return saved(proto_of(nodes, {"x": shape}, {"y": shape}, weights), folder / "convolutions.onnx")
+
+
+def outlying(folder: Path, factor: float = 60.0) -> tuple[Path, Path]:
+    """A product of 96 channels, two of which are `factor` times the others, and its samples."""
+    weight = normal(0, 96, CHANNELS) / 10
+    weight[[5, 70]] /= factor
+    calib = folder / "calib"
+    calib.mkdir()
+    for seed in range(SAMPLES):
+        x = normal(100 + seed, 8, 96)
+        x[:, [5, 70]] *= factor
+        np.savez(calib / f"{seed:02}.npz", x=x)
+    nodes = [node("MatMul", "x w", "y", name="/product/MatMul")]
+    return saved(proto_of(nodes, {"x": [8, 96]}, {"y": None}, {"w": weight}), folder / "outlying.onnx"), calib
+
+
+def joined(folder: Path, factor: float = 60.0) -> Path:
+    """Two convolutions whose results a Concat puts under one scale; the second's are `factor` times the first's."""
+    weights = {f"w{index}": normal(index, CHANNELS, CHANNELS, 1, 1) / 4 for index in range(2)}
+    weights["w1"] *= factor
+    weights["v"] = normal(2, CHANNELS, 2 * CHANNELS, 1, 1) / 4
+    weights["v"][:, CHANNELS:] /= factor
+    nodes = [
+        node("Conv", "x w0", "a", name="/left/Conv"),
+        node("Conv", "x w1", "b", name="/right/Conv"),
+        node("Concat", "a b", "c", axis=1, name="/Concat"),
+        node("Conv", "c v", "y", name="/last/Conv"),
+    ]
+    shape = [1, CHANNELS, 6, 6]
+    return saved(proto_of(nodes, {"x": shape}, {"y": shape}, weights), folder / "joined.onnx")
