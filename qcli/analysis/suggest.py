@@ -172,10 +172,11 @@ def _names(findings: Findings, row: Row, group: Group) -> Iterator[str]:
 
 
 def _readers(findings: Findings, values: Iterable[str]) -> Iterator[str]:
-    """The quantized nodes that read one of the values, also behind nodes that only move codes."""
+    """The quantized nodes that read one of the values that are results, also behind nodes that only move codes."""
     quantized = {entry.site.node for entry in findings.plan.entries}
-    moves = {tie.node: tie.values for tie in findings.plan.ties}
-    wanted = dict.fromkeys(values)
+    results = {entry.site.value for entry in findings.plan.entries if entry.site.role is Role.OUTPUT}
+    moves = {tie.node for tie in findings.plan.ties}
+    wanted = dict.fromkeys(value for value in values if value in results)
     for node in findings.model.nodes():
         key = node_key(node)
         if any(value is not None and value.name in wanted for value in node.inputs) and key in quantized:

@@ -166,6 +166,8 @@ def test_values_that_share_a_scale_are_named_together(tmp_path: Path) -> None:
     assert "/Concat" not in [row.name for row in analysis.rows], "it moves codes"
     assert {row.name for row in analysis.rows} == {"/left/Conv", "/right/Conv", "/last/Conv"}
     assert analysis.rows[0].name == "/left/Conv", "it has the fewest levels of the shared scale"
+    best = analysis.suggestions[0]
+    assert best.gain > 5 and "right" not in best.yaml
 
 
 def test_a_model_without_faults_gets_no_suggestions(tmp_path: Path) -> None:
