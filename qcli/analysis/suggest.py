@@ -68,7 +68,8 @@ def suggest(findings: Findings, trials: Trials) -> tuple[tuple[Suggestion, ...],
     joined = _joined(tried, trials)
     if joined is not None:
         found.append(joined)
-    return tuple(sorted(found, key=lambda one: -one.gain)[:_MOST]), len(changes)
+    different = {(one.sqnr, one.floats): one for one in reversed(found)}
+    return tuple(sorted(different.values(), key=lambda one: -one.gain)[:_MOST]), len(changes)
 
 
 def _joined(tried: list[tuple[Change, Suggestion]], trials: Trials) -> Suggestion | None:

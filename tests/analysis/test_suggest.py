@@ -126,6 +126,11 @@ def test_small_gains_are_not_shown() -> None:
     assert found == () and count > 3
 
 
+def test_changes_with_the_same_result_are_one() -> None:
+    found, _ = suggest(findings("both"), told(float=2.0))
+    assert len(found) == 1, "one row in float, and three"
+
+
 def test_the_best_are_tried_together() -> None:
     found, _ = suggest(findings("both", share=0.0), told(float=2.0, range=1.0))
     assert found[0].gain == pytest.approx(3.0)
