@@ -14,6 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qcli.analysis.nouns import Analysis as Analysis
+    from qcli.analysis.nouns import AnalyzeJob as AnalyzeJob
+    from qcli.analysis.work import analyze as analyze
     from qcli.check import check_job as check_job
     from qcli.doctor import examine as examine
     from qcli.errors import InputError as InputError
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "analysis.nouns": ("Analysis", "AnalyzeJob"),
+    "analysis.work": ("analyze",),
     "check": ("check_job",),
     "side_by_side": ("CompareJob", "compare_models"),
     "doctor": ("examine",),

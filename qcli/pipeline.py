@@ -141,13 +141,17 @@ def threads_of(job: QuantizeJob) -> int:
     return job.threads or os.cpu_count() or 1
 
 
-def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
+def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan, Statistics]:
+    """The statistics that a plan needs, and what they leave of the plan."""
     statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
     watch.phase("solve")
     if job.plan is None:
-        plan = refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics)
-    else:  # a plan that was given is the user's word
-        plan = doubted_plan(prepared.model, prepared.plan, statistics, watch.warn)
+        return refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics), statistics
+    return doubted_plan(prepared.model, prepared.plan, statistics, watch.warn), statistics  # it is the user's word
+
+
+def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
+    plan, statistics = settle_job(job, prepared, watch)
     solution = solve(prepared.model, plan, statistics)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan

@@ -88,19 +88,19 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
 def to_markdown(report: Report) -> bytes:
     """GitHub's Markdown, as for a comment on a pull request."""
     lines = [f"# qcli {report.command}: {report.status}", "", "| | |", "|--|--|"]
-    lines += [f"| {key} | {_cell(value)} |" for key, value in summary(report)]
+    lines += [f"| {key} | {cell(value)} |" for key, value in summary(report)]
     if report.gates:
         lines += ["", "## Gates", "", "| gate | value | |", "|--|--:|--|"]
-        lines += [f"| {_code(one.gate)} | {_number(one.value)} | {_verdict(one.passed)} |" for one in report.gates]
+        lines += [f"| {code(one.gate)} | {_number(one.value)} | {_verdict(one.passed)} |" for one in report.gates]
     kept = report.kernels.kept_float if report.kernels is not None else ()
     if kept:
         lines += ["", "## Float nodes", "", "| node | operator | share of the work | why |", "|--|--|--:|--|"]
         lines += [
-            f"| {_code(one.node)} | {one.op} | {_percent(one.mac_share)} | {_cell(one.reason)} |" for one in _most(kept)
+            f"| {code(one.node)} | {one.op} | {_percent(one.mac_share)} | {cell(one.reason)} |" for one in _most(kept)
         ]
         lines += _rest(kept)
     if report.warnings:
-        lines += ["", "## Warnings", "", *(f"* {_cell(text)}" for text in report.warnings)]
+        lines += ["", "## Warnings", "", *(f"* {cell(text)}" for text in report.warnings)]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -210,12 +210,12 @@ def _percent(share: float) -> str:
     return f"{percent:.1f} %"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text inside a Markdown table: nothing in it is markup."""
     return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """A name inside a Markdown table, in a fence longer than any run of backticks in it."""
     plain = " ".join(text.split()).replace("|", "\\|")
     longest = max((len(run) for run in re.findall("`+", plain)), default=0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from models import SAMPLE_MODELS
 
-from qcli.cache import cache_folder, cache_key, find_statistics, keep_statistics
+from qcli.cache import cache_folder, cache_key, find_document, find_statistics, keep_document, keep_statistics
 from qcli.job import QuantizeJob
 from qcli.pipeline import calibrate_job
 from qcli.statistics import Statistics
@@ -48,6 +49,24 @@ def test_what_is_kept_is_found(folder: Path) -> None:
     found = find_statistics("key")
     assert found is not None and found.header.samples == 1
     assert found.get(REQUESTS[0]).arrays().keys() == measured().get(REQUESTS[0]).arrays().keys()
+
+
+def test_documents_are_kept_beside_the_statistics(folder: Path) -> None:
+    assert find_document("key") is None
+    keep_statistics("key", measured())
+    keep_document("key", b"{}")
+    assert find_document("key") == b"{}"
+    assert find_statistics("key") is not None
+
+
+def test_the_documents_used_last_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qcli.cache._KEPT", 2)
+    keep_statistics("measured", measured())
+    for index, key in enumerate("abc"):
+        keep_document(key, b"{}")
+        os.utime(folder / f"{key}.json", (index, index))
+    keep_document("d", b"{}")
+    assert sorted(path.name for path in folder.iterdir()) == ["c.json", "d.json", "measured.npz"]
 
 
 def test_a_damaged_file_is_none(folder: Path) -> None:

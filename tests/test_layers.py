@@ -31,7 +31,7 @@ LAYERS = {
     "stages": ("plan", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
     "after the measurement": ("refine", "apply", "doubts"),
     "jobs": ("pipeline", "side_by_side", "check"),
-    "job by job": ("stages",),
+    "job by job": ("stages", "analysis.*"),
     "command line": ("cli", "cli.*"),
     "entrances": ("__init__", "__main__"),
 }

@@ -10,6 +10,8 @@ import onnx
 import pytest
 from models import feeds_for, run
 
+from qcli.analysis.nouns import AnalyzeJob
+from qcli.analysis.work import analyze
 from qcli.errors import InputError, NothingToDoError, QcliError, UnsupportedError
 from qcli.graph import load_model
 from qcli.job import QuantizeJob
@@ -140,6 +142,30 @@ def test_a_branch_that_no_sample_takes_says_so(tmp_path: Path) -> None:
     assert report.kernels is not None
     reasons = {item.reason for item in report.kernels.kept_float}
     assert any("no sample reached it; its weight is stored as int8" in reason for reason in reasons)
+
+
+ANALYZED = {
+    ("mobilenetv2_imagenet", "int8"): ("activations", 2.0),
+    ("resnet20_cifar10", "int8"): ("activations", 1.0),
+    ("silero_vad", "int8"): ("activations", 1.0),
+    ("nnsplit_byte_lstm", "int8-dynamic"): ("both", 2.0),
+    ("nsnet2_gru", "int8-weights"): ("weights", 0.5),
+}
+"""What an analysis blames, and by how many dB at most what it simulates differs from what runs."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "recipe"), ANALYZED)
+def test_an_analysis_of_a_real_model(tmp_path: Path, name: str, recipe: str) -> None:
+    given = job(name, tmp_path, recipe=recipe, evaluation=None, output=None)
+    common = {field: getattr(given, field) for field in ("model", "settings", "calibration", "recipe", "samples")}
+    asked = AnalyzeJob(**common, by="block", compared=2, suggest=False, cache=False, threads=2)
+    found = analyze(asked)
+    blame, apart = ANALYZED[name, recipe]
+    assert found.blame == blame
+    assert found.whole.simulated == pytest.approx(found.whole.quantized, abs=apart)
+    assert found.whole.float_check > 100
+    assert found.rows[0].gain > 0.5
 
 
 def test_a_prequantized_model_is_recognised(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from qcli.cli import bench, calibrate, check, doctor, inspect, merge, plan, quantize, recipe, validate
+from qcli.cli import analyze, bench, calibrate, check, doctor, inspect, merge, plan, quantize, recipe, validate
 from qcli.cli._edge import guarded
 from qcli.cli._screen import on_screen
 from qcli.errors import UsageError, did_you_mean
@@ -23,6 +23,7 @@ _COMMANDS = (
     calibrate.calibrate,
     merge.merge,
     validate.validate,
+    analyze.analyze,
     inspect.inspect,
     check.check,
     bench.bench,

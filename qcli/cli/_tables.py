@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from qcli.analysis.nouns import Analysis
     from qcli.check import Findings
     from qcli.cookbook import Presets
     from qcli.doctor import Diagnosis
@@ -98,6 +99,23 @@ def show_bench(report: BenchReport, console: Console) -> None:
     samples = ", made-up samples of one row" if report.invented_samples else ""
     threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
     console.print(f"\n{report.rounds} rounds, {threads}{samples}")
+
+
+def show_analysis(analysis: Analysis, console: Console, top: int | None) -> None:
+    """The whole model, the `top` worst rows, and what would help."""
+    from qcli.analysis.files import COLUMNS, cells, headline, stages, verdict
+
+    console.print(_facts(list(stages(analysis.whole))))
+    console.print(f"\n{verdict(analysis)}\n", soft_wrap=True)
+    rows = analysis.rows[:top]
+    console.print(_table(COLUMNS, [cells(row) for row in rows]))
+    if len(rows) < len(analysis.rows):
+        console.print(f"and {len(analysis.rows) - len(rows)} more")
+    for one in analysis.suggestions:
+        console.print(f"\n{headline(one)}", soft_wrap=True)
+        console.print(one.yaml.rstrip(), soft_wrap=True)
+    for note in analysis.notes:
+        console.print(f"\nnote: {note}", soft_wrap=True)
 
 
 def show_diagnosis(seen: Diagnosis, console: Console) -> None:

@@ -32,6 +32,7 @@ from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import cannot_raise, raise_opset
 from qcli.graph.save import save_model
 from qcli.graph.sharing import share_between_bodies
+from qcli.graph.switch import add_switch, choose_operand, choose_result, passed_on
 
 logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
 """onnx_ir logs the inference failures that qcli handles; users need not see them."""
@@ -42,8 +43,11 @@ __all__ = [
     "Node",
     "Value",
     "add_initializer",
+    "add_switch",
     "cannot_raise",
     "check_sizes",
+    "choose_operand",
+    "choose_result",
     "compute_in_float32",
     "concrete_shapes",
     "constant_of",
@@ -63,6 +67,7 @@ __all__ = [
     "note_types",
     "original_name",
     "other_floats",
+    "passed_on",
     "raise_opset",
     "remove_node",
     "replace_value",
