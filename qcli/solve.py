@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +19,9 @@ from qcli.statistics import Statistics
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Request, Role, Scale
 
 _INT32_MAX = 2**31 - 1
+_EITHER = 63
+"""Unsigned codes of a weight up to this run on the kernels for signed ones, twice as fast, and no two of them saturate."""
+
 _BIAS_LEVELS = 2**30
 """A bias uses at most half of int32, which leaves room for the sum that it is added to."""
 
@@ -152,14 +156,8 @@ class _Solver:
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
-        widened = Scale(
-            scale=steps,
-            zero_point=scale.zero_point,
-            axis=scale.axis,
-            lowest=scale.lowest,
-            highest=scale.highest,
-            dtype=scale.dtype,
-        )
+        signed = scale.dtype == "uint8" and scale.highest <= _EITHER
+        widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
         codes = self._codes(entry, widened)
         for one in entries:
             self.solution.scales[site_key(one)] = widened

@@ -29,7 +29,8 @@ from models import (
 from qcli.errors import NothingToDoError, UnsupportedError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.graph import Model, normalize_graph
-from qcli.plan import check_plan, make_plan, plan_text, read_plan, required_opset
+from qcli.opsets import required_opset
+from qcli.plan import check_plan, make_plan, plan_text, read_plan
 from qcli.plugins import create
 from qcli.recipe import load_recipe
 from qcli.types import Array, Entry, Grid, KeptFloat, Plan, Role, Site, Tie

@@ -30,6 +30,7 @@ from qcli.graph.model import Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import cannot_raise, raise_opset
+from qcli.graph.packed import add_packed, is_packed, packed_opset, stored_bits
 from qcli.graph.save import save_model
 from qcli.graph.sharing import share_between_bodies
 
@@ -42,6 +43,7 @@ __all__ = [
     "Node",
     "Value",
     "add_initializer",
+    "add_packed",
     "cannot_raise",
     "check_sizes",
     "compute_in_float32",
@@ -56,6 +58,7 @@ __all__ = [
     "insert_after",
     "insert_before",
     "is_constant",
+    "is_packed",
     "load_model",
     "make_node",
     "node_key",
@@ -63,6 +66,7 @@ __all__ = [
     "note_types",
     "original_name",
     "other_floats",
+    "packed_opset",
     "raise_opset",
     "remove_node",
     "replace_value",
@@ -71,5 +75,6 @@ __all__ = [
     "share_between_bodies",
     "share_initializer",
     "sole_consumer",
+    "stored_bits",
     "untyped",
 ]

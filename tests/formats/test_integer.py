@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from qcli.errors import UsageError
 from qcli.formats._integer import IntegerFormat
-from qcli.formats.int8 import Int8
-from qcli.formats.uint8 import UInt8
+from qcli.plugins import create, load
 from qcli.plugins import create
 from qcli.types import FloatArray, Grid, Interval, Scale
 
