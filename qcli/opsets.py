@@ -17,12 +17,18 @@ def required_opset(recipe: Recipe) -> int:
 
 def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
     """The operator sets of all grids in all encodings that the rules could bring together at sites of a role."""
-    about = [rule for rule in rules if _covers(rule, role)]
-    grids = [rule.grid for rule in about if rule.grid is not None]
-    encodings = [rule.encoding for rule in about if rule.encoding is not None]
-    everywhere = any(rule.encoding is not None and rule.match in (Match(), Match(role=role)) for rule in about)
-    for encoding in encodings if everywhere else [*encodings, _ENCODING]:
-        yield from (_opset_of(encoding, grid) for grid in grids)
+    grids: list[Grid] = []
+    encodings: list[Spec] = [_ENCODING]
+    for rule in rules:
+        if not _covers(rule, role):
+            continue
+        everywhere = rule.match in (Match(), Match(role=role))  # then it overrides what earlier rules say
+        if rule.grid is not None:
+            grids = [*([] if everywhere else grids), rule.grid]
+        if rule.encoding is not None:
+            encodings = [*([] if everywhere else encodings), rule.encoding]
+    for grid in grids:
+        yield from (_opset_of(encoding, grid) for encoding in encodings)
 
 
 def _opset_of(spec: Spec, grid: Grid) -> int:

@@ -20,7 +20,7 @@ from qcli.types import Array, Deferred, Entry, Interval, Plan, Request, Role, Sc
 
 _INT32_MAX = 2**31 - 1
 _EITHER = 63
-"""Unsigned codes of a weight up to this run on the kernels for signed ones, twice as fast, and no two of them saturate."""
+"""Unsigned codes of a weight up to this run on the kernels for signed ones, twice as fast, and no pair saturates."""
 
 _BIAS_LEVELS = 2**30
 """A bias uses at most half of int32, which leaves room for the sum that it is added to."""
@@ -130,7 +130,7 @@ class _Solver:
             interval = _union(shared[groups.get(entry.site.value, entry.site.value)])
             if not self._is_activation(entry):
                 interval = intervals[site_key(entry)]
-            scale = create("formats", entry.grid.format).scale(interval, entry.grid)
+            scale = _unsigned(create("formats", entry.grid.format).scale(interval, entry.grid))
             self.solution.scales[site_key(entry)] = scale
             array = self._constant(entry)
             if array is not None:
@@ -251,6 +251,20 @@ class _Solver:
             if entry.site.role is Role.BIAS and self._layer_of(entry) is node:
                 return self._constant(entry)
         return None
+
+
+def _unsigned(scale: Scale) -> Scale:
+    """The same real numbers with unsigned codes of 8 bits, for which onnxruntime has more kernels than for signed ones."""
+    if scale.dtype != "int8":
+        return scale
+    shift = scale.highest + 1
+    return msgspec.structs.replace(
+        scale,
+        zero_point=scale.zero_point + shift,
+        lowest=scale.lowest + shift,
+        highest=scale.highest + shift,
+        dtype="uint8",
+    )
 
 
 def _values(model: Model) -> dict[str, Value]:

@@ -54,7 +54,7 @@ class Pool:
         return self.known[key]
 
     def codes(self, coded: Coded, *, pack: bool = False) -> Value:
-        """The codes, in the graph that holds the original weight: a constant, or with `pack` a Cast of a smaller one."""
+        """The codes in the graph that holds the original weight: a constant, with `pack` a Cast of a smaller one."""
         return self.once((coded.name, id(coded.codes)), lambda: constant_codes(coded, coded.codes, pack=pack))
 
     def steps(self, coded: Coded, *, spread: bool = False) -> Value:

@@ -30,8 +30,8 @@ class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """DynamicQuantizeLinear and MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM.
 
     The nodes stand in the pattern that onnxruntime joins into one kernel (DynamicQuantizeMatMul; MatMulIntegerToFloat
-    where several products share their input). Activations are uint8 with one scale for each tensor. With `pack`, weights
-    of two to four bits are stored as such, behind a Cast to 8 bits that onnxruntime computes once.
+    where several products share their input). Activations are uint8 with one scale for each tensor. With `pack`,
+    weights of two to four bits are stored as such, behind a Cast to 8 bits that onnxruntime computes once.
     """
 
     pack: bool = True
@@ -82,9 +82,7 @@ def _quantized(coded: Coded, pool: Pool, *, pack: bool) -> tuple[Value, Value, V
     turned = node.op_type == "Gemm" and bool(_number(node, "transB", 0))
     matrix = np.ascontiguousarray(coded.codes.T) if turned else coded.codes
     home = home_of(coded)
-    codes = pool.once(
-        (coded.name, id(coded.codes), "matrix", turned), lambda: constant_codes(coded, matrix, pack=pack)
-    )
+    codes = pool.once((coded.name, id(coded.codes), "matrix", turned), lambda: constant_codes(coded, matrix, pack=pack))
     zeros = coded.scale.zero_point.astype(coded.scale.dtype)
     zeros = zeros.reshape(()) if coded.scale.axis is None else zeros
     zero = pool.once((coded.name, id(coded.scale), "zero"), lambda: add_initializer(home, f"{coded.name}_zero", zeros))

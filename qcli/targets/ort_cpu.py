@@ -48,7 +48,7 @@ _NO_GAIN = {
 }
 
 
-_ANY_WIDTH = tuple(f"{sign}int{width}" for width in range(2, 17) if width != 8 for sign in ("", "u"))  # noqa: PLR2004
+_ANY_WIDTH = tuple(f"{sign}int{width}" for width in range(2, 17) if width != 8 for sign in ("", "u"))
 
 
 class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
