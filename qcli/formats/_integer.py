@@ -47,7 +47,8 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The bits of a code. Raises UsageError for a number that the format has not."""
         bits = self.width if grid.bits is None else grid.bits
         if not 2 <= bits <= self.width:
-            raise UsageError(f"format '{grid.format}': bits must be 2 to {self.width}, is {bits}")
+            hint = "leave out 'bits': the format's name says how many there are"
+            raise UsageError(f"format '{grid.format}': bits must be 2 to {self.width}, is {bits}", hint)
         return bits
 
     def levels(self, grid: Grid) -> tuple[int, int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -196,6 +199,18 @@ def test_each_channel_has_its_own_scale(axis: int) -> None:
         expected = UINT8.encode(slices[channel], alone)
         np.testing.assert_array_equal(np.take(codes, channel, axis).ravel(), expected)
         np.testing.assert_array_equal(np.take(decoded, channel, axis).ravel(), UINT8.decode(expected, alone))
+
+
+def test_the_example_in_the_documentation_works() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+    [code, *_] = re.findall(r"```python\n(.*?)```", page[page.index("## Formats\n") :], flags=re.S)
+    module = ModuleType("example")
+    exec(compile(code, "docs/plugins.md", "exec"), module.__dict__)
+    shift = module.__dict__["Int8Shift"]()
+    scale = shift.scale(interval(-100.0, 90.0), Grid())
+    assert scale.scale.tolist() == [1.0] and shift.scale(interval(-1, 1), Grid()).scale.tolist() == [2.0**-6]
+    assert shift.encode(np.array([-100, 3.4, 90], np.float32), scale).tolist() == [-100, 3, 90]
+    assert (shift.dtype, shift.min_opset, shift.bits(Grid())) == ("int8", 10, 8)
 
 
 def test_a_scalar_encodes_to_a_scalar() -> None:
