@@ -254,7 +254,7 @@ class _Solver:
 
 
 def _unsigned(scale: Scale) -> Scale:
-    """The same real numbers with unsigned codes of 8 bits: onnxruntime has more kernels for them than for signed ones."""
+    """The same real numbers with unsigned codes of 8 bits, for which onnxruntime has more kernels."""
     if scale.dtype != "int8":
         return scale
     shift = scale.highest + 1
