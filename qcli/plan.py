@@ -24,6 +24,7 @@ from qcli.yaml_file import read_yaml, write_yaml
 
 _VERSION = 1
 _LISTED = 3
+_SUGGESTED = 2
 
 BIAS_GRID = Grid(format="int32", symmetric=True, granularity="channel")
 """A bias is stored as int32 with the scale s_x * s_w of the product that it is added to."""
@@ -283,5 +284,5 @@ def _check_formats(entries: tuple[Entry, ...], target: Any, spec: Spec) -> None:
         if entry.grid.format not in allowed:
             raise UsageError(
                 f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
-                f"use {' or '.join(allowed)}",
+                f"use {' or '.join(allowed[:_SUGGESTED])}",
             )
