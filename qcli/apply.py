@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from qcli.encodings._weights import Coded, Pool
 from qcli.graph import Graph, Model, Node, Value, constant_of, graph_of, insert_after, make_node, node_key
 from qcli.plugins import create
@@ -52,7 +54,7 @@ class _Writer:
         self._solution = solution
         self._nodes = {node_key(node): node for node in model.nodes()}
         self._pool = Pool()
-        self._edges: dict[tuple[int, str, float, int], Value] = {}
+        self._edges: dict[Hashable, Value] = {}
 
     def constants(self, entries: tuple[Entry, ...]) -> None:
         """The weights, biases and constant operands of one node, stored as codes."""
@@ -88,7 +90,8 @@ class _Writer:
         if value is None:
             raise ValueError(f"operand {operand} of {node.name} is empty")
         graph = graph_of(node)
-        known = (id(graph), value.name or "", float(scale.scale[0]), int(scale.zero_point[0]))
+        levels = (scale.dtype, scale.lowest, scale.highest)
+        known = (id(graph), value.name or "", float(scale.scale[0]), int(scale.zero_point[0]), levels)
         if known not in self._edges:
             encoding = create("encodings", entry.encoding)
             source = _shielded(graph, value) if _would_be_quantized(value) else value

@@ -18,7 +18,8 @@ from qcli.graph import Model, check_sizes, load_model
 from qcli.job import QuantizeJob
 from qcli.matching import RuleBook
 from qcli.memory import budget_of
-from qcli.plan import calibrates, make_plan, required_opset
+from qcli.opsets import calibrates, required_opset
+from qcli.plan import make_plan
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, SampleSource, load_recipe
 from qcli.sources import SampleStream, open_source

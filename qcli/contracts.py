@@ -90,17 +90,27 @@ class Range(Protocol):
 
 
 class Format(Protocol):
-    """A number format: what its levels are and which ONNX type stores them."""
+    """A number format: what its levels are and which type their codes have in QuantizeLinear.
 
-    dtype: ClassVar[str]
-    min_opset: ClassVar[int]
+    `min_opset` is the operator set from which QuantizeLinear takes it.
+    """
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def min_opset(self) -> int: ...
+
+    def bits(self, grid: Grid) -> int:
+        """The bits that a code of `grid` takes."""
+        ...
 
     def scale(self, interval: Interval, grid: Grid) -> Scale:
         """The scale and zero point that span the interval. Zero is always representable."""
         ...
 
     def encode(self, values: FloatArray, scale: Scale) -> Array:
-        """Codes of the format's dtype for `values`, rounded to nearest even and saturated."""
+        """Codes of the scale's dtype for `values`, rounded to nearest even and saturated."""
         ...
 
     def decode(self, codes: Array, scale: Scale) -> FloatArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qcli.errors import UnsupportedError
-from qcli.graph import Model, Node, constant_of
+from qcli.graph import Model, Node, constant_of, is_packed
 
 QUANTIZED_OPERATORS = (
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
@@ -33,11 +33,16 @@ def _found(model: Model) -> Iterator[str]:
 
 
 def decodes(node: Node) -> bool:
-    """True for a Cast that turns a constant of small integers into a float weight, as `weight_only` writes it."""
-    if node.op_type != "Cast" or "to" not in node.attributes or node.attributes["to"].value not in _FLOATS:
+    """True for a Cast of a constant weight: of packed integers, or of others to float, as `weight_only` writes it."""
+    codes = constant_of(node.inputs[0]) if node.op_type == "Cast" and "to" in node.attributes else None
+    if codes is None or codes.ndim < 2:
         return False
-    codes = constant_of(node.inputs[0])
-    return codes is not None and codes.dtype.itemsize == 1 and codes.dtype.kind in "iu" and codes.ndim >= 2
+    integers = codes.dtype.kind in "iu" and codes.dtype.itemsize <= _WIDEST
+    return is_packed(codes) or (integers and node.attributes["to"].value in _FLOATS)
+
+
+_WIDEST = 2
+"""Bytes of a code. Wider integers are indices and the like."""
 
 
 _FLOATS = (1, 10, 11, 16)

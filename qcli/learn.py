@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -50,22 +50,27 @@ def learns(entry: Entry) -> bool:
     return isinstance(create("roundings", entry.rounding), LearnedRounding)
 
 
-def learned(
-    node: Node, entry: Entry, scale: Scale, request: Request, statistics: Statistics, floor: Float64Array
-) -> tuple[Array, Scale] | None:
-    """The codes of a weight and its scale, which may have been fitted to them; None if nothing was measured.
+class Inputs(NamedTuple):
+    """What was measured of a layer's inputs, and how it reads them."""
 
-    No step becomes smaller than `floor` [channels].
-    """
-    if request.window is None:
-        return None
+    measured: Moments
+    window: Window
+
+
+def inputs_of(request: Request, statistics: Statistics) -> Inputs | None:
+    """None if no sample got there."""
     measured: Any = statistics.get(request)
     try:
         measured.moments()
-    except InputError:  # no sample got there
+    except InputError:
         return None
-    problem = Problem(node, np.asarray(constant_of(node.inputs[1]), np.float64), request.window)
-    return problem.solve(_rounding(entry), measured, scale, floor)
+    return Inputs(measured, request.window) if request.window is not None else None
+
+
+def learned(node: Node, entry: Entry, inputs: Inputs, scale: Scale, floor: Float64Array) -> tuple[Array, Scale]:
+    """The codes of a weight and its scale, which may have been fitted to them. No step is below `floor` [channels]."""
+    problem = Problem(node, np.asarray(constant_of(node.inputs[1]), np.float64), inputs.window)
+    return problem.solve(_rounding(entry), inputs.measured, scale, floor)
 
 
 class Problem:

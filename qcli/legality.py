@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qcli.graph import Node, constant_of, dimensions, is_constant
+from qcli.plugins import create
 from qcli.targets._support import Support
 from qcli.types import Array, Grid
 
@@ -40,6 +41,8 @@ def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
     data = node.inputs[0] if node.inputs else None
     if data is None or data.dtype is None or data.dtype.numpy().name != "float32":
         return "its data is not float32"
+    if np.iinfo(create("formats", grid.format).dtype).bits > _BYTE:
+        return f"no dynamic kernel takes {grid.format} weights"
     if node.domain not in ("", "ai.onnx"):
         return f"operators of the domain '{node.domain}' have no dynamic form"
     if node.op_type == "LSTM":
@@ -54,6 +57,9 @@ def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     plain = bias is None or node.op_type == "MatMul" or _float(node, "beta", 1.0) == 1.0
     return None if plain or constant_of(bias) is not None else "its bias is not constant"
+
+
+_BYTE = 8
 
 
 def _finite(array: Array) -> bool:

@@ -23,8 +23,11 @@ def pair_floor(node: Node, weight: Array, scale: Scale) -> npt.NDArray[np.float6
     """The smallest scale per channel with which no pair of neighbouring weights can saturate.
 
     `weight` is the operand of a Conv [M, C/g, ...], Gemm or MatMul; the result has the shape of `scale.scale`.
-    Zero for depthwise convolutions, whose kernels add in 32 bits.
+    Zero for depthwise convolutions, whose kernels add in 32 bits, and for codes that are too small to saturate or that
+    no such kernel multiplies: unsigned ones and those of 16 bits.
     """
+    if scale.dtype != "int8" or 2 * max(-scale.lowest, scale.highest) <= PAIR_LIMIT:
+        return np.zeros(scale.scale.size)
     rows = kernel_rows(node, weight)
     if rows is None:
         return np.zeros(scale.scale.size)

@@ -25,7 +25,8 @@ from qcli.job import QuantizeJob, named_inputs
 from qcli.job_files import dependencies
 from qcli.latency import Effort
 from qcli.memory import budget_of
-from qcli.plan import check_plan, make_plan, read_plan, required_opset, written_opset
+from qcli.opsets import required_opset, written_opset
+from qcli.plan import check_plan, make_plan, read_plan
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
 from qcli.refine import doubted_plan, refine_plan

@@ -14,15 +14,17 @@ from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_
 from qcli.layers import LAYERS, bias_layer, output_channel_axis, weight_operands
 from qcli.legality import not_dynamic
 from qcli.matching import RuleBook
+from qcli.opsets import required_opset
 from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
 from qcli.stored import Stored, described, store_weights
-from qcli.types import Entry, Grid, KeptFloat, Plan, Role, Rule, Site, Spec, Tie
+from qcli.types import Entry, Grid, KeptFloat, Plan, Role, Site, Spec, Tie
 from qcli.yaml_file import read_yaml, write_yaml
 
 _VERSION = 1
 _LISTED = 3
+_SUGGESTED = 2
 
 BIAS_GRID = Grid(format="int32", symmetric=True, granularity="channel")
 """A bias is stored as int32 with the scale s_x * s_w of the product that it is added to."""
@@ -38,7 +40,7 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
     target = create("targets", recipe.target)
     rules = RuleBook(model, recipe)
     layout = place(model, target, rules.refusal, unfit)
-    static = tuple(_entries(layout, rules))
+    static = _with_exact_biases(tuple(_entries(layout, rules)), layout)
     stored = store_weights(model, rules, static, unfit.nodes)
     entries = (*static, *stored.entries)
     dynamic = {entry.site.node for entry in stored.entries if choice_of(entry.encoding).name == "dynamic"}
@@ -64,34 +66,6 @@ def _why_nothing(kept_float: tuple[KeptFloat, ...], stored: Stored) -> str:
     reasons = dict.fromkeys(f"{kept.op} '{kept.name or kept.node}': {kept.reason}" for kept in weighted)
     listed = tuple(reasons)[:_LISTED]
     return "; ".join(listed) + (f"; and {len(reasons) - len(listed)} more" if len(reasons) > len(listed) else "")
-
-
-def required_opset(recipe: Recipe) -> int:
-    """The lowest operator set in which every grid of the recipe can be written."""
-    rules = [sourced.rule for sourced in recipe.rules]
-    grids = [rule.grid for rule in rules if rule.grid is not None]
-    named = [rule.encoding for rule in rules if rule.encoding is not None]
-    versions = [int(create("encodings", encoding).min_opset()) for encoding in named]
-    if not named or any(_calibrates(rule) for rule in rules):
-        versions += [int(create("formats", grid.format).min_opset) for grid in grids]
-        versions.append(13 if any(grid.granularity != "tensor" for grid in grids) else 10)
-    return max(versions)
-
-
-def calibrates(recipe: Recipe) -> bool:
-    """True for a recipe that gives activations a grid, for which samples are needed."""
-    return any(_calibrates(sourced.rule) for sourced in recipe.rules)
-
-
-def _calibrates(rule: Rule) -> bool:
-    """True for a rule that gives activations a grid."""
-    role = rule.match.role
-    return rule.grid is not None and (role is None or Role.INPUT in (role if isinstance(role, tuple) else (role,)))
-
-
-def written_opset(plan: Plan) -> int:
-    """The operator set that a plan needs, also after its encodings were changed by hand."""
-    return max(plan.opset, *(int(create("encodings", entry.encoding).min_opset()) for entry in plan.entries), 1)
 
 
 def read_plan(path: Path) -> Plan:
@@ -245,6 +219,33 @@ def _output_entry(placed: Placed, rules: RuleBook, part: int) -> Entry:
     return msgspec.structs.replace(entry, range=fixed, because=because)
 
 
+def _with_exact_biases(entries: tuple[Entry, ...], layout: Layout) -> tuple[Entry, ...]:
+    """The entries without the biases of layers that multiply codes of more than 8 bits.
+
+    No integer kernel adds them, and a step that is a product of two such steps is too fine for int32.
+    """
+    wide = {entry.site.value for entry in entries if entry.site.role is not Role.BIAS and _is_wide(entry.grid)}
+    dropped: set[tuple[str, int]] = set()
+    for placed in layout.placed.values():
+        if placed.bias is not None and placed.support.weight is not None:
+            operands = (*placed.operands, placed.support.weight)
+            read = {value.name for index in operands if (value := placed.node.inputs[index]) is not None}
+            if read & wide:
+                dropped.add((node_key(placed.bias[0]), placed.bias[1]))
+    return tuple(
+        entry
+        for entry in entries
+        if entry.site.role is not Role.BIAS or (entry.site.node, entry.site.operand) not in dropped
+    )
+
+
+def _is_wide(grid: Grid) -> bool:
+    return int(create("formats", grid.format).bits(grid)) > _BYTE
+
+
+_BYTE = 8
+
+
 def _site(node: Node, operand: int, role: Role, op: str | None = None) -> Site:
     value = node.outputs[operand] if role is Role.OUTPUT else node.inputs[operand]
     if value is None:
@@ -283,5 +284,5 @@ def _check_formats(entries: tuple[Entry, ...], target: Any, spec: Spec) -> None:
         if entry.grid.format not in allowed:
             raise UsageError(
                 f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
-                f"use {' or '.join(allowed)}",
+                f"use {' or '.join(allowed[:_SUGGESTED])}",
             )

@@ -1,17 +1,21 @@
 """A folder is a registry: `qcli/ranges/percentile.py` is what `range: percentile` means.
 
 A plug-in is one module with one public class, a frozen `msgspec.Struct` whose fields are its options in a
-recipe. Third parties add theirs through entry points of the group `qcli.<kind>`. Names are listed without
-importing anything; a module is imported when it is named.
+recipe. A file whose name ends in a span is a family: `formats/int2_16.py` is int2, int3 and so on to int16, and its
+class learns which of them it is from its class variable `width`. Third parties add theirs through entry points of the
+group `qcli.<kind>`. Names are listed without importing anything; a module is imported when it is named.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from typing import Any
+
+import msgspec
 
 from qcli.configure import convert
 from qcli.errors import UsageError, did_you_mean
@@ -23,9 +27,7 @@ KINDS = ("encodings", "formats", "metrics", "ranges", "roundings", "samples", "s
 @cache
 def names(kind: str) -> tuple[str, ...]:
     """The names of all plug-ins of one kind, sorted; imports none of them."""
-    own = (path.name for path in files(f"qcli.{kind}").iterdir() if path.name.endswith(".py"))
-    ours = {name.removesuffix(".py") for name in own if not name.startswith("_")}
-    return tuple(sorted(ours | set(_entry_points(kind))))
+    return tuple(sorted({*_own(kind), *_entry_points(kind)}))
 
 
 @cache
@@ -37,7 +39,8 @@ def load(kind: str, name: str) -> type[Any]:
     if third_party is not None:
         loaded: type[Any] = third_party.load()
         return loaded
-    module = import_module(f"qcli.{kind}.{name}")
+    file, width = _own(kind)[name]
+    module = import_module(f"qcli.{kind}.{file}")
     public = [
         item
         for key, item in vars(module).items()
@@ -45,7 +48,7 @@ def load(kind: str, name: str) -> type[Any]:
     ]
     if len(public) != 1:
         raise TypeError(f"{module.__name__} must hold exactly one public class, has {len(public)}")
-    return public[0]
+    return public[0] if width is None else _member(public[0], width)
 
 
 def choice_of(spec: Spec, where: str = "recipe") -> Choice:
@@ -63,6 +66,35 @@ def create(kind: str, spec: Spec) -> Any:
     """An instance of the plug-in, its options validated. Raises UsageError that names the option."""
     choice = choice_of(spec, kind)
     return convert(choice.options, load(kind, choice.name), where=f"{kind[:-1]} '{choice.name}'")
+
+
+@cache
+def _own(kind: str) -> dict[str, tuple[str, int | None]]:
+    """The file of each plug-in of qcli's own, with its width where the file is a family's."""
+    found: dict[str, tuple[str, int | None]] = {}
+    for path in files(f"qcli.{kind}").iterdir():
+        file = path.name.removesuffix(".py")
+        if file == path.name or file.startswith("_"):
+            continue
+        family = _FAMILY.fullmatch(file)
+        if family is None:
+            found[file] = (file, None)
+        else:
+            first, last = int(family["first"]), int(family["last"])
+            found.update({f"{family['name']}{width}": (file, width) for width in range(first, last + 1)})
+    return found
+
+
+_FAMILY = re.compile(r"(?P<name>[a-z_]*[a-z])(?P<first>\d+)_(?P<last>\d+)")
+"""The name of a file that stands for several plug-ins."""
+
+
+def _member(family: type[Any], width: int) -> type[Any]:
+    """The class of one of a family."""
+    name = f"{family.__name__}{width}"
+    return msgspec.defstruct(
+        name, [], bases=(family,), namespace={"width": width}, frozen=True, forbid_unknown_fields=True
+    )
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import msgspec
 import numpy as np
 
 from qcli.contracts import Format
@@ -72,11 +73,24 @@ def _judge(model: Model, plan: Plan, statistics: Statistics) -> Unfit:
         if not known.counts.sum():
             values[entry.site.value] = "no sample reached it"
             continue
-        share = lost_share(known, scales[site_key(entry)], create("formats", entry.grid.format))
+        share = lost_share(known, _of_eight_bits(scales[site_key(entry)]), create("formats", entry.grid.format))
         if share > _LOST:
             values[entry.site.value] = _TOO_WIDE.format(share)
     nodes = {**dict(_ill_tied(model, plan, statistics, scales)), **dict(_ill_fed(model, plan, statistics))}
     return Unfit(values, nodes)
+
+
+def _of_eight_bits(scale: Scale) -> Scale:
+    """The range of `scale` with 256 levels, if it has fewer: whoever asks for so few wants small values to be lost."""
+    span = scale.highest - scale.lowest
+    if span >= _LEVELS:
+        return scale
+    zero_point = np.rint((scale.zero_point - scale.lowest) * (_LEVELS / span)).astype(np.int64)
+    steps = (scale.scale * np.float32(span / _LEVELS)).astype(np.float32)
+    return msgspec.structs.replace(scale, scale=steps, zero_point=zero_point, lowest=0, highest=_LEVELS, dtype="uint8")
+
+
+_LEVELS = 255
 
 
 def _ill_fed(model: Model, plan: Plan, statistics: Statistics) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -13,13 +14,16 @@ from qcli.distribution import Distribution, from_weights
 from qcli.errors import InputError, UsageError
 from qcli.graph import Model, Node, Value, constant_of, node_key
 from qcli.layers import bias_layer
-from qcli.learn import learned, learned_requests, learns
+from qcli.learn import inputs_of, learned, learned_requests, learns
 from qcli.pairs import pair_floor
 from qcli.plugins import create, names
 from qcli.statistics import Statistics
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Request, Role, Scale
 
 _INT32_MAX = 2**31 - 1
+_EITHER = 63
+"""Unsigned codes of a weight up to this run on the kernels for signed ones, twice as fast, and no pair saturates."""
+
 _BIAS_LEVELS = 2**30
 """A bias uses at most half of int32, which leaves room for the sum that it is added to."""
 
@@ -132,7 +136,7 @@ class _Solver:
             interval = _union(shared[groups.get(entry.site.value, entry.site.value)])
             if not self._is_activation(entry):
                 interval = intervals[site_key(entry)]
-            scale = create("formats", entry.grid.format).scale(interval, entry.grid)
+            scale = _unsigned(create("formats", entry.grid.format).scale(interval, entry.grid))
             self.solution.scales[site_key(entry)] = scale
             array = self._constant(entry)
             if array is not None:
@@ -158,14 +162,8 @@ class _Solver:
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
-        widened = Scale(
-            scale=steps,
-            zero_point=scale.zero_point,
-            axis=scale.axis,
-            lowest=scale.lowest,
-            highest=scale.highest,
-            dtype=scale.dtype,
-        )
+        signed = scale.dtype == "uint8" and scale.highest <= _EITHER
+        widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
         codes, widened = self._learn(entries, widened, floor) or (self._codes(entry, widened), widened)
         for one in entries:
             self.solution.scales[site_key(one)] = widened
@@ -176,7 +174,8 @@ class _Solver:
         node = entries[0].site.node
         if len(entries) != 1 or node not in self._learned:
             return None
-        return learned(self._nodes[node], entries[0], scale, self._learned[node], self._statistics, floor)
+        inputs = inputs_of(self._learned[node], self._statistics)
+        return learned(self._nodes[node], entries[0], inputs, scale, floor) if inputs is not None else None
 
     def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
         """The codes of a weight; those of a large model are computed again each time they are needed."""
@@ -266,6 +265,20 @@ class _Solver:
             if entry.site.role is Role.BIAS and self._layer_of(entry) is node:
                 return self._constant(entry)
         return None
+
+
+def _unsigned(scale: Scale) -> Scale:
+    """The same real numbers with unsigned codes of 8 bits, for which onnxruntime has more kernels."""
+    if scale.dtype != "int8":
+        return scale
+    shift = scale.highest + 1
+    return msgspec.structs.replace(
+        scale,
+        zero_point=scale.zero_point + shift,
+        lowest=scale.lowest + shift,
+        highest=scale.highest + shift,
+        dtype="uint8",
+    )
 
 
 def _values(model: Model) -> dict[str, Value]:

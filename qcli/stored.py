@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name
+from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
 from qcli.layers import weight_operands
 from qcli.legality import not_dynamic
 from qcli.matching import RuleBook
-from qcli.plugins import choice_of
-from qcli.types import Entry, Grid, KeptFloat, Role, Site
+from qcli.plugins import choice_of, create
+from qcli.types import Entry, Grid, KeptFloat, Role, Site, Spec
 
 _OVERHEAD = 256
 """Bytes that the nodes and names around a stored weight take in the file."""
@@ -72,11 +72,19 @@ def _entries(
         entry = rules.entry(_site(node, operand, value))
         entry = _encoded(entry, node, [other for other, _ in operands], unfit)
         channels = array.shape[axis] if axis is not None and entry.grid.granularity == "channel" else 1
-        if 3 * array.size <= 4 * channels + _OVERHEAD:
+        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _FLOAT_BITS * channels + 8 * _OVERHEAD:
             reasons[node_key(node)] = "its weight is too small for integers to save bytes"
             continue
         axis = axis if entry.grid.granularity == "channel" else None
         yield msgspec.structs.replace(entry, grid=msgspec.structs.replace(entry.grid, axis=axis))
+
+
+def _bits(grid: Grid) -> int:
+    """The bits that a code takes in the file."""
+    return stored_bits(int(create("formats", grid.format).bits(grid)))
+
+
+_FLOAT_BITS = 32
 
 
 def _in_unison(node: Node, entries: tuple[Entry, ...]) -> Iterator[Entry]:
@@ -86,8 +94,7 @@ def _in_unison(node: Node, entries: tuple[Entry, ...]) -> Iterator[Entry]:
         if node.op_type != "LSTM" or both or not _is_dynamic(entry):
             yield entry
         else:
-            because = f"{entry.because}; not dynamic: its other weight is not"
-            yield msgspec.structs.replace(entry, encoding="weight_only", because=because)
+            yield _stored_only(entry, "not dynamic: its other weight is not")
 
 
 def _is_dynamic(entry: Entry) -> bool:
@@ -103,9 +110,15 @@ def _encoded(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, 
         misfit = unfit.get(node_key(node)) or _misfit(node, operands, entry.grid)
         if misfit is None:
             return entry
-        return msgspec.structs.replace(entry, encoding="weight_only", because=f"{entry.because}; not dynamic: {misfit}")
-    because = f"{entry.because}; stored only, no integer kernel multiplies it"
-    return msgspec.structs.replace(entry, encoding="weight_only", because=because)
+        return _stored_only(entry, f"not dynamic: {misfit}")
+    return _stored_only(entry, "stored only, no integer kernel multiplies it")
+
+
+def _stored_only(entry: Entry, reason: str) -> Entry:
+    """The entry in an encoding that every node takes, packed if the one that was asked for is."""
+    asked = choice_of(entry.encoding).options
+    spec: Spec = {"weight_only": {"pack": asked["pack"]}} if "pack" in asked else "weight_only"
+    return msgspec.structs.replace(entry, encoding=spec, because=f"{entry.because}; {reason}")
 
 
 def _misfit(node: Node, operands: list[int], grid: Grid) -> str | None:

@@ -86,7 +86,7 @@ class Grid(Noun, frozen=True, kw_only=True):
 
     `granularity` is `tensor` (one scale) or `channel` (one scale for each slice along the operator's own
     channel axis, which the plan fills in as `axis`). `bits` below the format's width restricts the levels
-    (7-bit weights stored as int8). `narrow` drops the lowest level so that a symmetric grid is symmetric.
+    (int8 with 4 bits is int4). `narrow` drops the lowest level so that a symmetric grid is symmetric.
 
     Example: a Conv weight [64, 3, 7, 7] with granularity `channel` has axis 0 and a scale of shape [64].
     """

@@ -16,7 +16,8 @@ from qcli.configure import convert
 from qcli.errors import NothingToDoError
 from qcli.graph import Model, infer_shapes
 from qcli.metrics.sqnr import Sqnr
-from qcli.plan import check_plan, make_plan, plan_text, required_opset
+from qcli.opsets import required_opset
+from qcli.plan import check_plan, make_plan, plan_text
 from qcli.prepare import prepare
 from qcli.recipe import load_recipe
 from qcli.refine import refine_plan

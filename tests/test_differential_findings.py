@@ -30,7 +30,8 @@ from qcli.apply import apply_plan
 from qcli.errors import UsageError
 from qcli.graph import Model, normalize_graph
 from qcli.metrics.sqnr import Sqnr
-from qcli.plan import check_plan, make_plan, written_opset
+from qcli.opsets import written_opset
+from qcli.plan import check_plan, make_plan
 from qcli.recipe import load_recipe
 from qcli.refine import doubted_plan
 from qcli.types import Array, Entry, Plan, Role

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from models import assert_same, feeds_for, node, normal, proto_of, run, stream_for
+from models import assert_equal, assert_same, feeds_for, node, normal, proto_of, run, stream_for
 from onnx import helper, numpy_helper
 
 from qcli import blocks, validate
@@ -111,6 +111,22 @@ def test_its_weights_lie_beside_the_result_and_run(model: Path) -> None:
     assert report.output.sha256 == load_model(output).sha256
     feeds = feeds_for(load_model(output))
     assert Session(output).run(feeds)["y"].shape == (2, SIZE)
+
+
+@pytest.mark.parametrize("recipe", ["w4a8", "int8-weights"])
+def test_four_bits_are_packed_as_they_are_written(model: Path, samples: Path, recipe: str) -> None:
+    """Codes of a large model are made while the file is written, and onnxruntime reads them from there."""
+    rule = "rules=[{match: {role: weight}, grid: {format: int4, granularity: channel}}]"
+    report = quantized(model, recipe=recipe, calibration=samples, settings=(rule,))
+    output = model.parent / "out" / "q.onnx"
+    [data] = output.parent.glob("*.data")
+    codes = [tensor for tensor in load_model(output).constants() if tensor.dtype.name == "INT4"]
+    assert [tensor.nbytes for tensor in codes] == [SIZE * SIZE // 2] * 4
+    assert data.stat().st_size <= 8 * 4096
+    assert report.accuracy is not None and (report.accuracy.sqnr or 0) > 10
+    assert report.kernels is not None and report.kernels.integer_share == float(recipe == "w4a8")
+    feeds = feeds_for(load_model(output))
+    assert_equal(run(load_model(output), feeds), Session(output).run(feeds), tolerance=0.02)
 
 
 def test_a_second_run_gives_the_same_bytes(model: Path) -> None:

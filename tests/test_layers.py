@@ -27,7 +27,7 @@ LAYERS = {
     "facts": ("blocks", "recipe", "report", "dataset", "tracing", "pairs", "legality"),
     "parts of a stage": ("matching", "placement", "calibrate", "cache", "sources", "learn"),
     "parts of a judgement": ("job_files", "gates", "kernels", "latency", "comparison"),
-    "what is left over": ("stored",),
+    "what is left over": ("opsets", "stored"),
     "stages": ("plan", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
     "after the measurement": ("refine", "apply", "doubts"),
     "jobs": ("pipeline", "side_by_side", "check"),

@@ -75,8 +75,11 @@ def test_keep_float_by_operator_name_value_and_region(tmp_path: Path, match: str
 def test_a_later_grid_takes_back_an_earlier_keep(tmp_path: Path) -> None:
     back = "{match: {name: /c1, role: [input, weight]}, grid: {format: uint8, symmetric: false}}"
     rules = f"[{{match: {{op: Conv}}, keep: float}}, {back}]"
-    with pytest.raises(UsageError, match="no kernel for uint8 as weight"):
-        planned(conv_net(), tmp_path, rules)
+    assert [item.grid.format for item in planned(conv_net(), tmp_path, rules).entries if item.site.name == "/c1"] == [
+        "uint8",
+        "uint8",
+        "int32",
+    ]
     rules = (
         "[{match: {op: Conv}, keep: float}, "
         "{match: {name: /c1, role: input}, grid: {format: uint8, symmetric: false}}, "
@@ -163,7 +166,13 @@ def test_without_a_rule_for_weights_nothing_becomes_integer(tmp_path: Path) -> N
         ("[{match: {role: weight}, grid: {format: uint8}}]", "uint8 as weight"),
     ],
 )
-def test_a_format_without_a_kernel_is_refused_by_its_rule(tmp_path: Path, rules: str, problem: str) -> None:
+def test_a_format_without_a_kernel_is_refused_by_its_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str, problem: str
+) -> None:
+    """As of a target that takes signed weights and unsigned activations alone."""
+    monkeypatch.setattr(
+        "qcli.targets.ort_cpu.OrtCpu.formats", lambda _, role: ("int8",) if role == "weight" else ("uint8",)
+    )
     with pytest.raises(UsageError, match=problem) as caught:
         planned(conv_net(), tmp_path, rules)
     assert "recipe.yaml rules[0]" in caught.value.message and caught.value.hint.startswith("use ")

@@ -29,13 +29,14 @@ from models import (
 from qcli.errors import NothingToDoError, UnsupportedError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.graph import Model, normalize_graph
-from qcli.plan import check_plan, make_plan, plan_text, read_plan, required_opset
+from qcli.opsets import required_opset
+from qcli.plan import check_plan, make_plan, plan_text, read_plan
 from qcli.plugins import create
 from qcli.recipe import load_recipe
 from qcli.types import Array, Entry, Grid, KeptFloat, Plan, Role, Site, Tie
 from qcli.yaml_file import parse_yaml
 
-SNAPSHOT = Path(__file__).parent / "snapshots" / "cnn.plan.yaml"
+SNAPSHOTS = {"int8": "cnn.plan.yaml", "w4a8": "cnn.w4a8.plan.yaml"}
 """Made again with QCLI_SNAPSHOTS=write."""
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x85"), max_size=8)
@@ -107,14 +108,16 @@ def prepared_cnn() -> Model:
     return model
 
 
-def test_the_plan_of_the_sample_network_is_as_it_was() -> None:
+@pytest.mark.parametrize("preset", sorted(SNAPSHOTS))
+def test_the_plan_of_the_sample_network_is_as_it_was(preset: str) -> None:
     """A change here is a change of what users get: look at it, then write the snapshot again."""
-    plan = make_plan(prepared_cnn(), load_recipe("int8"))
+    plan = make_plan(prepared_cnn(), load_recipe(preset))
     text = plan_text(msgspec.structs.replace(plan, model_sha256="-"))
+    snapshot = Path(__file__).parent / "snapshots" / SNAPSHOTS[preset]
     if os.environ.get("QCLI_SNAPSHOTS") == "write":
-        SNAPSHOT.parent.mkdir(exist_ok=True)
-        SNAPSHOT.write_text(text, encoding="utf-8")
-    assert text == SNAPSHOT.read_text(encoding="utf-8")
+        snapshot.parent.mkdir(exist_ok=True)
+        snapshot.write_text(text, encoding="utf-8")
+    assert text == snapshot.read_text(encoding="utf-8")
 
 
 def test_a_plan_is_short_and_leaves_out_what_goes_without_saying() -> None:

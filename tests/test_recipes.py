@@ -11,7 +11,8 @@ from qcli.configure import convert
 from qcli.cookbook import check_recipe, presets, starter
 from qcli.errors import NothingToDoError, UsageError
 from qcli.graph import load_model
-from qcli.plan import make_plan, plan_text, required_opset
+from qcli.opsets import required_opset
+from qcli.plan import make_plan, plan_text
 from qcli.prepare import prepare
 from qcli.recipe import load_recipe, preset_names
 from qcli.types import Plan, Role

@@ -6,7 +6,17 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from qcli.contracts import broadcast
-from qcli.graph import Graph, Node, Value, add_initializer, graph_of, insert_before, make_node
+from qcli.graph import (
+    Graph,
+    Node,
+    Value,
+    add_initializer,
+    add_packed,
+    enclosing_node,
+    graph_of,
+    insert_before,
+    make_node,
+)
 from qcli.types import Array, Deferred, Scale
 
 
@@ -43,10 +53,9 @@ class Pool:
             self.known[key] = make()
         return self.known[key]
 
-    def codes(self, coded: Coded) -> Value:
-        """The codes as a constant of the graph that holds the original weight."""
-        home, name = home_of(coded), coded.name
-        return self.once((name, id(coded.codes)), lambda: add_initializer(home, f"{name}_q", coded.codes))
+    def codes(self, coded: Coded, *, pack: bool = False) -> Value:
+        """The codes in the graph that holds the original weight: a constant, with `pack` a Cast of a smaller one."""
+        return self.once((coded.name, id(coded.codes)), lambda: constant_codes(coded, coded.codes, pack=pack))
 
     def steps(self, coded: Coded, *, spread: bool = False) -> Value:
         """The scale: a scalar or a vector, or with `spread` in a shape that broadcasts against the codes."""
@@ -66,14 +75,30 @@ def home_of(coded: Coded) -> Graph:
     return home
 
 
-def dequantized(coded: Coded, pool: Pool, reader: Node) -> Value:
+def constant_codes(coded: Coded, codes: Array | Deferred, *, pack: bool) -> Value:
+    """`codes`, which are those of `coded` in a layout of their own, as `Pool.codes` gives them."""
+    home, name = home_of(coded), f"{coded.name}_q"
+    small = add_packed(home, name, codes, (coded.scale.lowest, coded.scale.highest)) if pack else None
+    if small is None:
+        return add_initializer(home, name, codes)
+    wide = f"{coded.name}_unpacked"
+    node = make_node("Cast", [small], name=wide, output=wide, attributes={"to": _ONNX_TYPES[coded.scale.dtype]})
+    insert_before(enclosing_node(home, coded.node), node, home)
+    return node.outputs[0]
+
+
+_ONNX_TYPES = {"uint8": 2, "int8": 3}
+"""ONNX's numbers for the types that packed codes become."""
+
+
+def dequantized(coded: Coded, pool: Pool, reader: Node, *, pack: bool = False) -> Value:
     """The real value of a coded constant, behind a DequantizeLinear in front of `reader`.
 
     A zero point of zero is left out where onnxruntime does without: for biases and for kernels. Those of matrices
     are written, and each on its own, since `session.x64quantprecision` rewrites them one by one.
     """
     scale, name = coded.scale, coded.name
-    inputs = [pool.codes(coded), pool.steps(coded)]
+    inputs = [pool.codes(coded, pack=pack), pool.steps(coded)]
     if scale.zero_point.any() or (scale.dtype != "int32" and coded.codes.ndim < _KERNEL_RANK):
         zero = scale.zero_point.astype(scale.dtype)
         zero = zero.reshape(()) if scale.axis is None else zero

@@ -8,7 +8,7 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from qcli.encodings._weights import Coded, Pool, home_of
+from qcli.encodings._weights import Coded, Pool, constant_codes, home_of
 from qcli.graph import (
     Graph,
     Node,
@@ -18,6 +18,7 @@ from qcli.graph import (
     graph_of,
     insert_before,
     make_node,
+    packed_opset,
     replace_value,
 )
 from qcli.types import Array
@@ -29,29 +30,31 @@ class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """DynamicQuantizeLinear and MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM.
 
     The nodes stand in the pattern that onnxruntime joins into one kernel (DynamicQuantizeMatMul; MatMulIntegerToFloat
-    where several products share their input). Activations are uint8 with one scale for each tensor.
+    where several products share their input). Activations are uint8 with one scale for each tensor. With `pack`,
+    weights of two to four bits are stored as such, behind a Cast to 8 bits that onnxruntime computes once.
     """
 
+    pack: bool = True
     calibrated: ClassVar[bool] = False
     multiplies: ClassVar[bool] = True
 
-    def min_opset(self) -> int:
+    def min_opset(self, bits: int, *, per_channel: bool) -> int:
         """DynamicQuantizeLinear came with operator set 11."""
-        return 11
+        return max(11, packed_opset(bits) if self.pack else 1)
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Replaces one node."""
         node = weights[0].node
         if node.op_type == "LSTM":
-            _lstm(node, {coded.operand: coded for coded in weights}, pool)
+            _lstm(node, {coded.operand: coded for coded in weights}, pool, pack=self.pack)
         else:
-            _product(weights[0], pool)
+            _product(weights[0], pool, pack=self.pack)
 
 
-def _product(coded: Coded, pool: Pool) -> None:
+def _product(coded: Coded, pool: Pool, *, pack: bool) -> None:
     """MatMul [.., K] x [K, N], or Gemm with alpha, beta, transA and transB."""
     node, graph, name = coded.node, graph_of(coded.node), coded.node.name or coded.name
-    codes, zero, data, scale_x, zero_x = _quantized(coded, pool)
+    codes, zero, data, scale_x, zero_x = _quantized(coded, pool, pack=pack)
     integers = _before(node, "MatMulInteger", [data, codes, zero_x, zero], f"{name}_integers")
     floats = _before(node, "Cast", [integers], f"{name}_cast", {"to": 1})
     steps = coded.scale.scale * np.float32(_number(node, "alpha", 1.0))
@@ -68,7 +71,7 @@ def _product(coded: Coded, pool: Pool) -> None:
     _take_place(graph, node, result)
 
 
-def _quantized(coded: Coded, pool: Pool) -> tuple[Value, Value, Value, Value, Value]:
+def _quantized(coded: Coded, pool: Pool, *, pack: bool) -> tuple[Value, Value, Value, Value, Value]:
     """Codes and zero point of the weight [K, N]; codes, scale and zero point of the data [.., K]."""
     node, graph = coded.node, graph_of(coded.node)
     source = node.inputs[0]
@@ -79,9 +82,7 @@ def _quantized(coded: Coded, pool: Pool) -> tuple[Value, Value, Value, Value, Va
     turned = node.op_type == "Gemm" and bool(_number(node, "transB", 0))
     matrix = np.ascontiguousarray(coded.codes.T) if turned else coded.codes
     home = home_of(coded)
-    codes = pool.once(
-        (coded.name, id(coded.codes), "matrix", turned), lambda: add_initializer(home, f"{coded.name}_q", matrix)
-    )
+    codes = pool.once((coded.name, id(coded.codes), "matrix", turned), lambda: constant_codes(coded, matrix, pack=pack))
     zeros = coded.scale.zero_point.astype(coded.scale.dtype)
     zeros = zeros.reshape(()) if coded.scale.axis is None else zeros
     zero = pool.once((coded.name, id(coded.scale), "zero"), lambda: add_initializer(home, f"{coded.name}_zero", zeros))
@@ -109,12 +110,12 @@ def _quantize(reader: Node, graph: Graph, source: Value) -> Value:
     return node.outputs[0]
 
 
-def _lstm(node: Node, weights: dict[int, Coded], pool: Pool) -> None:
+def _lstm(node: Node, weights: dict[int, Coded], pool: Pool, *, pack: bool) -> None:
     """LSTM to DynamicQuantizeLSTM, whose weights are [directions, inputs, 4 * hidden]."""
     graph = graph_of(node)
     w, r = weights[1], weights[2]
     given = [*node.inputs, *[None] * 8][:8]
-    given[1], given[2] = _turned(w, pool), _turned(r, pool)
+    given[1], given[2] = _turned(w, pool, pack=pack), _turned(r, pool, pack=pack)
     extra = [item for one in (w, r) for item in _spread(one, pool)]
     attributes = {key: item.value for key, item in node.attributes.items() if key != "layout"}
     joined = make_node(
@@ -138,11 +139,11 @@ def _lstm(node: Node, weights: dict[int, Coded], pool: Pool) -> None:
     graph.remove(node, safe=True)
 
 
-def _turned(coded: Coded, pool: Pool) -> Value:
+def _turned(coded: Coded, pool: Pool, *, pack: bool) -> Value:
     """Codes [directions, inputs, 4 * hidden]."""
 
     def make() -> Value:
-        return add_initializer(home_of(coded), f"{coded.name}_q", np.ascontiguousarray(np.swapaxes(coded.codes, 1, 2)))
+        return constant_codes(coded, np.ascontiguousarray(np.swapaxes(coded.codes, 1, 2)), pack=pack)
 
     return pool.once((coded.name, id(coded.codes), "turned"), make)
 

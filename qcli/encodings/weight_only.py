@@ -10,8 +10,18 @@ import numpy as np
 
 from qcli.contracts import broadcast
 from qcli.encodings._weights import Coded, Pool, dequantized, home_of
-from qcli.graph import Value, add_initializer, enclosing_node, graph_of, insert_before, make_node, replace_value
+from qcli.graph import (
+    Value,
+    add_initializer,
+    enclosing_node,
+    graph_of,
+    insert_before,
+    make_node,
+    packed_opset,
+    replace_value,
+)
 
+_BYTE = 8
 _FLOAT = 1
 """ONNX's number for float32, as Cast wants it."""
 
@@ -22,16 +32,19 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     `decode: load` writes Cast and Mul, which onnxruntime computes once when it loads the model: the speed and the
     memory of the float model. `decode: run` writes DequantizeLinear, which onnxruntime never folds: it runs each time,
     the kernel finds no constant weight to pack, and memory holds the integers alone; of some MatMul it makes
-    MatMulNBits. Rows that a Gather fetches are decoded behind it, in both cases.
+    MatMulNBits. Rows that a Gather fetches are decoded behind it, in both cases. With `pack`, weights of two to four
+    bits are stored as such; without, in 8 bits each.
     """
 
     decode: Literal["load", "run"] = "load"
+    pack: bool = True
     calibrated: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
 
-    def min_opset(self) -> int:
-        """DequantizeLinear has an axis from operator set 13 on."""
-        return 13 if self.decode == "run" else 7
+    def min_opset(self, bits: int, *, per_channel: bool) -> int:
+        """DequantizeLinear came with operator set 10, its axis with 13, 16 bits with 21."""
+        run = 21 if bits > _BYTE else 13 if per_channel else 10
+        return max(run if self.decode == "run" else 7, packed_opset(bits) if self.pack else 1)
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Rewrites the operands of one node."""
@@ -48,7 +61,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         home = home_of(coded)
         reader = enclosing_node(home, coded.node)
         if self.decode == "run":
-            return dequantized(coded, pool, reader)
+            return dequantized(coded, pool, reader, pack=self.pack)
 
         def step(operator: str, inputs: list[Value], suffix: str, attributes: Mapping[str, int] | None = None) -> Value:
             name = f"{coded.name}_{suffix}"
@@ -56,7 +69,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             insert_before(reader, node, home)
             return node.outputs[0]
 
-        levels = step("Cast", [pool.codes(coded)], "cast", _TO_FLOAT)
+        levels = step("Cast", [pool.codes(coded, pack=self.pack)], "cast", _TO_FLOAT)
         if coded.scale.zero_point.any():
             zero = broadcast(coded.scale.zero_point.astype(np.float32), coded.codes.ndim, coded.scale.axis)
             levels = step("Sub", [levels, add_initializer(home, f"{coded.name}_zero", np.asarray(zero))], "sub")
@@ -66,7 +79,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """y = decode(Gather(codes)): only the rows that are fetched are decoded, at every run."""
         node, graph, name = coded.node, graph_of(coded.node), coded.name
         out = node.outputs[0]
-        node.replace_input_with(coded.operand, pool.codes(coded))
+        node.replace_input_with(coded.operand, pool.codes(coded, pack=self.pack))
         rows = make_node(
             "Gather", node.inputs, name=f"{node.name}_codes", output=f"{out.name}_codes", attributes={"axis": 0}
         )

@@ -15,26 +15,46 @@ from qcli.types import Array, FloatArray, Grid, Interval, Scale
 _SMALLEST_SCALE = np.finfo(np.float32).tiny * 2.0**8
 """256 times the smallest normal float32: 1 / scale and a 1/256 of a step are then still normal numbers."""
 
+_BYTE = 8
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A grid of integers of `dtype`: real = (code - zero_point) * scale.
+    """A grid of integers of `width` bits: real = (code - zero_point) * scale.
+
+    Kernels read codes of 8 or 16 bits, so `dtype` is the smallest type of numpy that holds the levels. A file may store
+    them in fewer bits: that is up to the encoding.
 
     Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 2.1 (uniform affine and
     symmetric uniform quantization); the arithmetic is that of ONNX QuantizeLinear and DequantizeLinear.
     """
 
-    dtype: ClassVar[str]
-    min_opset: ClassVar[int]
+    signed: ClassVar[bool]
+    width: ClassVar[int] = 8
+
+    @property
+    def dtype(self) -> str:
+        """The type of the codes."""
+        return f"{'' if self.signed else 'u'}int{_BYTE if self.width <= _BYTE else 2 * _BYTE}"
+
+    @property
+    def min_opset(self) -> int:
+        """QuantizeLinear came with operator set 10, its 16-bit form with 21."""
+        return 10 if self.width <= _BYTE else 21
+
+    def bits(self, grid: Grid) -> int:
+        """The bits of a code. Raises UsageError for a number that the format has not."""
+        bits = self.width if grid.bits is None else grid.bits
+        if not 2 <= bits <= self.width:
+            hint = "leave out 'bits': the format's name says how many there are"
+            raise UsageError(f"format '{grid.format}': bits must be 2 to {self.width}, is {bits}", hint)
+        return bits
 
     def levels(self, grid: Grid) -> tuple[int, int]:
-        """The lowest and the highest code of `grid`. Raises UsageError for bits that the format has not."""
-        info = np.iinfo(self.dtype)
-        bits = info.bits if grid.bits is None else grid.bits
-        if not 2 <= bits <= info.bits:
-            raise UsageError(f"format '{self.dtype}': bits must be 2 to {info.bits}, is {bits}")
-        lowest = -(1 << (bits - 1)) if info.min < 0 else 0
+        """The lowest and the highest code of `grid`."""
+        bits = self.bits(grid)
+        lowest = -(1 << (bits - 1)) if self.signed else 0
         return lowest + grid.narrow, lowest + (1 << bits) - 1
 
     def scale(self, interval: Interval, grid: Grid) -> Scale:
@@ -70,7 +90,7 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         with np.errstate(over="ignore"):
             codes = np.divide(values, step, dtype=np.float32)
         codes = np.rint(codes, out=codes) if codes.ndim else np.rint(codes)
-        return (codes + zero_point).clip(scale.lowest, scale.highest).astype(self.dtype)
+        return (codes + zero_point).clip(scale.lowest, scale.highest).astype(scale.dtype)
 
     def decode(self, codes: Array, scale: Scale) -> FloatArray:
         """The real values of `codes`, float32, in their shape."""

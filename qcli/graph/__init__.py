@@ -30,6 +30,7 @@ from qcli.graph.model import Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import cannot_raise, raise_opset
+from qcli.graph.packed import add_packed, is_packed, packed_opset, stored_bits
 from qcli.graph.save import save_model
 from qcli.graph.sharing import share_between_bodies
 from qcli.graph.switch import add_switch, choose_operand, choose_result, passed_on
@@ -43,6 +44,7 @@ __all__ = [
     "Node",
     "Value",
     "add_initializer",
+    "add_packed",
     "add_switch",
     "cannot_raise",
     "check_sizes",
@@ -60,6 +62,7 @@ __all__ = [
     "insert_after",
     "insert_before",
     "is_constant",
+    "is_packed",
     "load_model",
     "make_node",
     "node_key",
@@ -67,6 +70,7 @@ __all__ = [
     "note_types",
     "original_name",
     "other_floats",
+    "packed_opset",
     "passed_on",
     "raise_opset",
     "remove_node",
@@ -76,5 +80,6 @@ __all__ = [
     "share_between_bodies",
     "share_initializer",
     "sole_consumer",
+    "stored_bits",
     "untyped",
 ]

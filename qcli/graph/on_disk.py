@@ -113,7 +113,7 @@ def tensor_of(
     """A constant's tensor: in memory, on the shelf of a large model, or computed each time it is read."""
     if isinstance(array, Deferred):
         make = array.make
-        kind = ir.DataType.from_numpy(np.dtype(array.dtype))
+        kind = dtype or ir.DataType.from_numpy(np.dtype(array.dtype))
         return ir.LazyTensor(lambda: ir.Tensor(make()), kind, ir.Shape(array.shape))
     whole = np.require(array, requirements="C")
     if graph is not None and _SHELF in graph.meta and whole.nbytes >= STORED_BYTES and dtype is None:

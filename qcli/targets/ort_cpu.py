@@ -48,8 +48,14 @@ _NO_GAIN = {
 }
 
 
+_ANY_WIDTH = tuple(f"{sign}int{width}" for width in range(2, 17) if width != 8 for sign in ("", "u"))
+
+
 class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """onnxruntime on a CPU: unsigned 8-bit activations, signed 8-bit weights.
+    """onnxruntime on a CPU: unsigned 8-bit activations and signed 8-bit weights, or any integers of 2 to 16 bits.
+
+    Its kernels multiply 8-bit codes, so fewer bits run at the speed of eight. More than eight on either side run as
+    QuantizeLinear, DequantizeLinear and a float kernel: right, but no faster than float.
 
     `isa` is the instruction set that the model will run on: `vnni` and `arm64` take weights of 8 bits as they
     are; on `avx2` (x86 without VNNI) two products are added in 16 bits and may saturate, so weights that sit
@@ -69,8 +75,8 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return _NO_GAIN.get(operator, "onnxruntime's CPU provider has no integer kernel for it")
 
     def formats(self, role: str) -> tuple[str, ...]:
-        """The formats that integer kernels take for a role."""
-        return ("int8",) if role == "weight" else ("uint8",)
+        """The formats that it runs for a role, the ones with the fastest kernels first."""
+        return ("int8", "uint8", *_ANY_WIDTH) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
 
     def resolved_isa(self) -> str:
         """The instruction set, with `auto` replaced by what this machine has."""

@@ -161,6 +161,24 @@ def test_a_place_that_cannot_be_written(run: Run, tmp_path: Path, mlp: Path, cal
     assert_nothing_left(Path.cwd())
 
 
+@pytest.mark.parametrize(
+    ("grid", "name", "hint"),
+    [
+        ("{format: int1}", "int1", "did you mean 'int1"),
+        ("{format: int17}", "int17", "did you mean 'int7'"),
+        ("{format: uint3x}", "uint3x", "did you mean 'uint3'"),
+        ("{format: int4, bits: 5}", "bits must be 2 to 4, is 5", ""),
+        ("{format: int16, bits: 1}", "bits must be 2 to 16, is 1", ""),
+    ],
+)
+def test_a_width_that_does_not_exist(run: Run, mlp: Path, calib: Path, grid: str, name: str, hint: str) -> None:
+    rule = f"rules=[{{match: {{role: weight}}, grid: {grid}}}]"
+    outcome = run("quantize", mlp, "-d", calib, "-o", "out.onnx", "--set", rule)
+    assert_refused(outcome, 2, name, hint)
+    assert_hinted(outcome)
+    assert_nothing_left(Path.cwd())
+
+
 def test_a_report_of_unknown_format(run: Run, mlp: Path, calib: Path) -> None:
     outcome = run("quantize", mlp, "-d", calib, "-o", "out.onnx", "--report", "report.pdf")
     assert_refused(outcome, 2, "report.pdf", ".json")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,22 +15,30 @@ from hypothesis.extra import numpy as hnp
 
 from qcli.errors import UsageError
 from qcli.formats._integer import IntegerFormat
-from qcli.formats.int8 import Int8
-from qcli.formats.uint8 import UInt8
-from qcli.plugins import create
+from qcli.plugins import create, names
 from qcli.types import FloatArray, Grid, Interval, Scale
 
 LARGEST = float(np.finfo(np.float32).max)
-FORMATS: dict[str, IntegerFormat] = {"int8": Int8(), "uint8": UInt8()}
+WIDTHS = range(2, 17)
+FORMATS: dict[str, IntegerFormat] = {
+    name: create("formats", name) for name in (f"{sign}int{width}" for width in WIDTHS for sign in ("", "u"))
+}
+INT8, UINT8 = FORMATS["int8"], FORMATS["uint8"]
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+HALF_A_STEP = 0.51
+"""The quotient of two float32 below 65,536 is right to a hundredth."""
 MODERATE = st.floats(-1e4, 1e4, width=32)
-GRIDS = st.builds(
+WHOLE = st.builds(
+    Grid, format=st.sampled_from(sorted(FORMATS)), symmetric=st.booleans(), bits=st.none(), narrow=st.booleans()
+)
+RESTRICTED = st.builds(
     Grid,
-    format=st.sampled_from(sorted(FORMATS)),
+    format=st.sampled_from(["int8", "uint8", "int16", "uint16"]),
     symmetric=st.booleans(),
-    bits=st.one_of(st.none(), st.integers(2, 8)),
+    bits=st.integers(2, 8),
     narrow=st.booleans(),
 )
+GRIDS = st.one_of(WHOLE, RESTRICTED)
 
 
 def interval(lower: float, upper: float) -> Interval:
@@ -41,12 +52,19 @@ def scale_of(grid: Grid, lower: float, upper: float) -> Scale:
 def reals(scale: Scale) -> FloatArray:
     """The real value of every level."""
     levels = np.arange(scale.lowest, scale.highest + 1)
-    return FORMATS[scale.dtype].decode(levels.astype(scale.dtype), scale)
+    return INT8.decode(levels.astype(scale.dtype), scale)
 
 
 @pytest.mark.parametrize(
     ("name", "bits", "narrow", "levels"),
     [
+        ("int2", None, False, (-2, 1)),
+        ("int2", None, True, (-1, 1)),
+        ("uint4", None, False, (0, 15)),
+        ("int4", 3, False, (-4, 3)),
+        ("int12", None, True, (-2047, 2047)),
+        ("int16", None, False, (-32768, 32767)),
+        ("uint16", None, False, (0, 65535)),
         ("int8", None, False, (-128, 127)),
         ("int8", None, True, (-127, 127)),
         ("int8", 7, False, (-64, 63)),
@@ -68,7 +86,7 @@ def test_bits_that_do_not_fit_are_refused(bits: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "bits", "zero_point"),
-    [("int8", None, 0), ("int8", 7, 0), ("uint8", None, 128), ("uint8", 7, 64)],
+    [("int8", None, 0), ("int8", 7, 0), ("uint8", None, 128), ("uint8", 7, 64), ("int16", None, 0), ("uint2", None, 2)],
 )
 def test_symmetric_grids_have_their_zero_in_the_middle(name: str, bits: int | None, zero_point: int) -> None:
     assert scale_of(Grid(format=name, symmetric=True, bits=bits), -0.1, 7).zero_point.tolist() == [zero_point]
@@ -81,6 +99,33 @@ def test_the_usual_scales() -> None:
     assert scale_of(Grid(format="int8"), -127, 127).scale.tolist() == [1.0]
     assert scale_of(Grid(format="int8"), -128, 127).scale.tolist() == [1.0]
     assert scale_of(Grid(format="int8", narrow=True), -127, 3).scale.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("sign", ["", "u"])
+def test_each_width_is_a_format_of_its_own_in_the_smallest_type_that_holds_it(sign: str, width: int) -> None:
+    name = f"{sign}int{width}"
+    number_format = create("formats", name)
+    lowest, highest = number_format.levels(Grid(format=name))
+    assert name in names("formats") and type(number_format).__name__.lower() == name
+    assert highest - lowest + 1 == 2**width and number_format.bits(Grid(format=name)) == width
+    assert number_format.dtype == f"{sign}int{8 if width <= 8 else 16}"
+    assert number_format.min_opset == (10 if width <= 8 else 21)
+
+
+@given(WHOLE, MODERATE, MODERATE, st.floats(1, 100))
+def test_what_lies_outside_goes_to_the_ends(grid: Grid, first: float, second: float, factor: float) -> None:
+    scale = scale_of(grid, min(first, second), max(first, second))
+    ends = reals(scale)[[0, -1]]
+    beyond = np.array([ends[0] * factor - 1, ends[1] * factor + 1], np.float32)
+    assert FORMATS[grid.format].encode(beyond, scale).tolist() == [scale.lowest, scale.highest]
+
+
+@pytest.mark.parametrize("name", ["int1", "int17", "uint3x", "uint0", "int"])
+def test_a_width_that_does_not_exist_is_refused_with_a_suggestion(name: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown format '{name}'") as caught:
+        create("formats", name)
+    assert "did you mean" in caught.value.hint
 
 
 @given(GRIDS, FINITE, FINITE)
@@ -106,14 +151,14 @@ def test_values_inside_are_half_a_step_off_at_most(
     values = np.array([lower + place * (upper - lower) for place in places], np.float32)
     number_format = FORMATS[grid.format]
     decoded = number_format.decode(number_format.encode(values, scale), scale).astype(np.float64)
-    assert (np.abs(decoded - values) <= scale.scale[0].astype(np.float64) * 0.5001).all()
+    assert (np.abs(decoded - values) <= scale.scale[0].astype(np.float64) * HALF_A_STEP).all()
 
 
 @given(GRIDS, MODERATE, MODERATE, hnp.arrays(np.float32, 20, elements=FINITE))
 def test_encoding_is_monotone_and_saturates(grid: Grid, first: float, second: float, values: FloatArray) -> None:
     scale = scale_of(grid, min(first, second), max(first, second))
     codes = FORMATS[grid.format].encode(np.sort(values), scale)
-    assert codes.dtype == np.dtype(grid.format)
+    assert codes.dtype == scale.dtype == FORMATS[grid.format].dtype
     assert (np.diff(codes.astype(int)) >= 0).all()
     assert codes.min() >= scale.lowest and codes.max() <= scale.highest
 
@@ -130,13 +175,13 @@ def test_ties_go_to_even_codes() -> None:
         scale=np.ones(1, np.float32), zero_point=np.zeros(1, np.int64), lowest=-128, highest=127, dtype="int8"
     )
     values = np.array([-1.5, -0.5, 0.5, 1.5, 2.5, 126.5, 127.5, 300, -300], np.float32)
-    assert Int8().encode(values, scale).tolist() == [-2, 0, 0, 2, 2, 126, 127, 127, -128]
+    assert INT8.encode(values, scale).tolist() == [-2, 0, 0, 2, 2, 126, 127, 127, -128]
 
 
 def test_infinite_quotients_saturate_without_a_warning() -> None:
     scale = scale_of(Grid(), -1e-38, 1e-38)
     values = np.array([LARGEST, -LARGEST], np.float32)
-    assert Int8().encode(values, scale).tolist() == [127, -128]
+    assert INT8.encode(values, scale).tolist() == [127, -128]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
@@ -145,22 +190,34 @@ def test_each_channel_has_its_own_scale(axis: int) -> None:
     slices = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
     bounds = Interval(lower=slices.min(axis=1).astype(np.float64), upper=slices.max(axis=1).astype(np.float64))
     grid = Grid(format="uint8", symmetric=False, granularity="channel", axis=axis)
-    scale = UInt8().scale(bounds, grid)
+    scale = UINT8.scale(bounds, grid)
     assert scale.axis == axis and scale.scale.shape == (values.shape[axis],)
-    codes = UInt8().encode(values, scale)
-    decoded = UInt8().decode(codes, scale)
+    codes = UINT8.encode(values, scale)
+    decoded = UINT8.decode(codes, scale)
     for channel in range(values.shape[axis]):
         alone = scale_of(Grid(format="uint8", symmetric=False), slices[channel].min(), slices[channel].max())
-        expected = UInt8().encode(slices[channel], alone)
+        expected = UINT8.encode(slices[channel], alone)
         np.testing.assert_array_equal(np.take(codes, channel, axis).ravel(), expected)
-        np.testing.assert_array_equal(np.take(decoded, channel, axis).ravel(), UInt8().decode(expected, alone))
+        np.testing.assert_array_equal(np.take(decoded, channel, axis).ravel(), UINT8.decode(expected, alone))
+
+
+def test_the_example_in_the_documentation_works() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+    [code, *_] = re.findall(r"```python\n(.*?)```", page[page.index("## Formats\n") :], flags=re.S)
+    module = ModuleType("example")
+    exec(compile(code, "docs/plugins.md", "exec"), module.__dict__)
+    shift = module.__dict__["Int8Shift"]()
+    scale = shift.scale(interval(-100.0, 90.0), Grid())
+    assert scale.scale.tolist() == [1.0] and shift.scale(interval(-1, 1), Grid()).scale.tolist() == [2.0**-6]
+    assert shift.encode(np.array([-100, 3.4, 90], np.float32), scale).tolist() == [-100, 3, 90]
+    assert (shift.dtype, shift.min_opset, shift.bits(Grid())) == ("int8", 10, 8)
 
 
 def test_a_scalar_encodes_to_a_scalar() -> None:
     scale = scale_of(Grid(), -127, 127)
-    codes = Int8().encode(np.array(3.4, np.float32), scale)
+    codes = INT8.encode(np.array(3.4, np.float32), scale)
     assert codes.shape == () and codes == 3
-    assert Int8().decode(codes, scale) == 3.0
+    assert INT8.decode(codes, scale) == 3.0
 
 
 def test_the_tensor_granularity_ignores_the_axis() -> None:

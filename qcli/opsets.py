@@ -1,0 +1,63 @@
+"""Which operator set a model needs before it is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qcli.plugins import create
+from qcli.recipe import Recipe
+from qcli.types import Grid, Match, Plan, Role, Rule, Spec
+
+
+def required_opset(recipe: Recipe) -> int:
+    """The lowest operator set in which every grid of the recipe can be written."""
+    rules = [sourced.rule for sourced in recipe.rules]
+    return max((version for role in (Role.WEIGHT, Role.INPUT) for version in _written_in(role, rules)), default=10)
+
+
+def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
+    """The operator sets of all grids in all encodings that the rules could bring together at sites of a role."""
+    grids: list[Grid] = []
+    encodings: list[Spec] = [_ENCODING]
+    for rule in rules:
+        if not _covers(rule, role):
+            continue
+        everywhere = rule.match in (Match(), Match(role=role))  # then it overrides what earlier rules say
+        if rule.grid is not None:
+            grids = [*([] if everywhere else grids), rule.grid]
+        if rule.encoding is not None:
+            encodings = [*([] if everywhere else encodings), rule.encoding]
+    for grid in grids:
+        yield from (_opset_of(encoding, grid) for encoding in encodings)
+
+
+def _opset_of(spec: Spec, grid: Grid) -> int:
+    """The operator set that codes on a grid need in an encoding. Those of a static one stand behind QuantizeLinear."""
+    encoding, number_format = create("encodings", spec), create("formats", grid.format)
+    written = encoding.min_opset(number_format.bits(grid), per_channel=grid.granularity != "tensor")
+    return int(max(written, number_format.min_opset if encoding.calibrated else 1))
+
+
+def _covers(rule: Rule, role: Role) -> bool:
+    named = rule.match.role
+    return named is None or role in (named if isinstance(named, tuple) else (named,))
+
+
+_ENCODING = "qdq"
+"""That of sites that no rule gives one."""
+
+
+def calibrates(recipe: Recipe) -> bool:
+    """True for a recipe that gives activations a grid, for which samples are needed."""
+    return any(_calibrates(sourced.rule) for sourced in recipe.rules)
+
+
+def _calibrates(rule: Rule) -> bool:
+    """True for a rule that gives activations a grid."""
+    return rule.grid is not None and _covers(rule, Role.INPUT)
+
+
+def written_opset(plan: Plan) -> int:
+    """The operator set that a plan needs, also after its encodings were changed by hand."""
+    coded = [entry for entry in plan.entries if entry.site.role is not Role.BIAS]
+    return max(plan.opset, *(_opset_of(entry.encoding, entry.grid) for entry in coded), 1)
