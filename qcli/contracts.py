@@ -126,6 +126,19 @@ class Rounding(Protocol):
         ...
 
 
+class FinishingWork(Protocol):
+    """A quantized model in the making, as finishing steps see it."""
+
+    @property
+    def samples(self) -> int:
+        """How many calibration samples there are."""
+        ...
+
+    def correct_biases(self) -> None:
+        """Each bias takes in what its layer's output is off on average, layer after layer (needs samples)."""
+        ...
+
+
 def broadcast(vector: npt.NDArray[np.generic], rank: int, axis: int | None) -> npt.NDArray[np.generic]:
     """`vector` [channels] shaped so that it broadcasts along `axis` of an array of `rank` dimensions.
 

@@ -31,7 +31,7 @@ _BUDGET = 1 << 28
 
 def learned_requests(plan: Plan, model: Model) -> dict[str, Request]:
     """The statistic that the weight of each layer learns from, by node; not those that learn one after the other."""
-    return _requests(model, [entry for entry in learners(plan, model) if not _rounding(entry).sequential])
+    return _requests(model, [entry for entry in learners(plan, model) if not rounding_of(entry).sequential])
 
 
 def learners(plan: Plan, model: Model) -> list[Entry]:
@@ -70,7 +70,7 @@ def inputs_of(request: Request, statistics: Statistics) -> Inputs | None:
 def learned(node: Node, entry: Entry, inputs: Inputs, scale: Scale, floor: Float64Array) -> tuple[Array, Scale]:
     """The codes of a weight and its scale, which may have been fitted to them. No step is below `floor` [channels]."""
     problem = Problem(node, np.asarray(constant_of(node.inputs[1]), np.float64), inputs.window)
-    return problem.solve(_rounding(entry), inputs.measured, scale, floor)
+    return problem.solve(rounding_of(entry), inputs.measured, scale, floor)
 
 
 class Problem:
@@ -80,26 +80,36 @@ class Problem:
         self._node = node
         self._window = window
         self._shape = weight.shape
-        self._weight = rows_of(node, weight, window)
+        self.weight = rows_of(node, weight, window)
 
     def solve(
         self, rounding: LearnedRounding, measured: Moments, scale: Scale, floor: Float64Array
     ) -> tuple[Array, Scale]:
-        codes = rounding.learn(self._rows(scale), measured)
+        codes = rounding.learn(self.rows(scale), measured)
         products = damped(measured.moments()[0], rounding.damp)
         for _ in range(rounding.refit):
             tried = self._refitted(codes, scale, products, floor)
-            fresh = rounding.learn(self._rows(tried), measured)
+            fresh = rounding.learn(self.rows(tried), measured)
             if self._error(fresh, tried, products) >= self._error(codes, scale, products):
                 break
             codes, scale = fresh, tried
-        return self._codes(codes, scale), scale
+        return self.codes(codes, scale), scale
 
-    def _rows(self, scale: Scale) -> Rows:
+    def rows(self, scale: Scale, target: Float64Array | None = None) -> Rows:
+        """The weight, or another target [groups, R, K], in units of the steps."""
         steps, zero = self._along(scale.scale, scale), self._along(scale.zero_point, scale)
-        shape = self._weight.shape[:2]
+        shape = self.weight.shape[:2]
         lowest, highest = (np.broadcast_to(end - zero[..., 0], shape) for end in (scale.lowest, scale.highest))
-        return Rows(exact=self._weight / steps, lowest=lowest, highest=highest)
+        return Rows(exact=(self.weight if target is None else target) / steps, lowest=lowest, highest=highest)
+
+    def stored(self, codes: Array, scale: Scale) -> Float64Array:
+        """The inverse of `codes`."""
+        zero = np.asarray(broadcast(scale.zero_point, len(self._shape), scale.axis), np.float64)
+        return np.asarray(rows_of(self._node, codes.astype(np.float64) - zero, self._window), np.float64)
+
+    def steps(self, scale: Scale) -> Float64Array:
+        """The step of each row, or of all, [groups or 1, R or 1, 1]."""
+        return self._along(scale.scale, scale)
 
     def _along(self, vector: Array, scale: Scale) -> Float64Array:
         """A vector of one value for each channel, or for all, as [groups or 1, R or 1, 1]."""
@@ -110,10 +120,10 @@ class Problem:
         return np.asarray(rows_of(self._node, spread, self._window)[..., :1], np.float64)
 
     def _refitted(self, codes: Float64Array, scale: Scale, products: Float64Array, floor: Float64Array) -> Scale:
-        factors = refitted(codes, self._rows(scale).exact, products)
+        factors = refitted(codes, self.rows(scale).exact, products)
         sizes = np.maximum(np.einsum("grk,grk->gr", codes @ products, codes), 1e-300)
-        spread = np.broadcast_to(factors[..., None], self._weight.shape)
-        weighed = np.broadcast_to(sizes[..., None], self._weight.shape)
+        spread = np.broadcast_to(factors[..., None], self.weight.shape)
+        weighed = np.broadcast_to(sizes[..., None], self.weight.shape)
         gains, weights = (weight_of(self._node, part, self._window, self._shape) for part in (spread, weighed))
         others = tuple(axis for axis in range(len(self._shape)) if axis != scale.axis)
         steps = (gains * weights).sum(axis=others) / weights.sum(axis=others)
@@ -122,16 +132,17 @@ class Problem:
 
     def _error(self, codes: Float64Array, scale: Scale, products: Float64Array) -> float:
         steps = self._along(scale.scale, scale)
-        return float(error_of(codes * steps, self._weight, products).sum())
+        return float(error_of(codes * steps, self.weight, products).sum())
 
-    def _codes(self, codes: Float64Array, scale: Scale) -> Array:
+    def codes(self, codes: Float64Array, scale: Scale) -> Array:
+        """Codes [groups, R, K] without zero points as the layer stores them."""
         whole = weight_of(self._node, codes, self._window, self._shape)
         zero = broadcast(scale.zero_point, len(self._shape), scale.axis)
         whole += zero
         return whole.astype(scale.dtype)
 
 
-def _rounding(entry: Entry) -> LearnedRounding:
+def rounding_of(entry: Entry) -> LearnedRounding:
     rounding: LearnedRounding = create("roundings", entry.rounding)
     return rounding
 
@@ -153,7 +164,7 @@ def _request(node: Node, entry: Entry, most: int) -> Request | None:
     window, value = window_of(node, most), node.inputs[0]
     if window is None or value is None:
         return None
-    return Request(value=value.name or "", statistic=_rounding(entry).statistic, window=window)
+    return Request(value=value.name or "", statistic=rounding_of(entry).statistic, window=window)
 
 
 def _bytes(node: Node, request: Request) -> int:

@@ -18,11 +18,12 @@ from qcli.depfile import write_depfile
 from qcli.doubts import doubts
 from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
-from qcli.files import check_distinct, check_writable, same_file, scratch_folder
+from qcli.files import scratch_folder
+from qcli.finish import Finishing
 from qcli.gates import check_gates, evaluate, refuse_unrun
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
-from qcli.job import QuantizeJob, named_inputs
-from qcli.job_files import dependencies
+from qcli.job import QuantizeJob
+from qcli.job_files import check_outputs, dependencies, output_path
 from qcli.latency import Effort
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
@@ -30,7 +31,7 @@ from qcli.plan import check_plan, make_plan, read_plan
 from qcli.prepare import prepare
 from qcli.recipe import Recipe, load_recipe
 from qcli.refine import doubted_plan, refine_plan
-from qcli.render import report_writer, write_report
+from qcli.render import write_report
 from qcli.report import (
     FileFacts,
     PlanCounts,
@@ -44,9 +45,10 @@ from qcli.report import (
     size_of,
     with_gates,
 )
-from qcli.solve import requests_of, solve, wishes_of
+from qcli.solve import Solution, requests_of, solve, wishes_of
 from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
+from qcli.trial import Trial
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
@@ -77,7 +79,7 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
     Raises the errors of `qcli.errors`; the output file is then as before.
     """
     watch = watch or Watch()
-    _check_outputs(job)
+    check_outputs(job)
     prepared = prepare_job(job, watch)
     lacking = () if job.latency else ("latency",)
     gates = check_gates((*prepared.recipe.gates, *job.gates), lacking=lacking)
@@ -120,7 +122,9 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     given = read_plan(job.plan) if job.plan is not None else None
     samples = _step_samples(job, recipe, source)
     opset = max(required_opset(recipe), written_opset(given) if given is not None else 0)
-    model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget_of(job.max_memory))
+    judge = Trial(source, recipe, samples, threads=threads_of(job)).decibels if samples is not None else None
+    budget = budget_of(job.max_memory)
+    model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget, judge=judge)
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
     plan = given if given is not None else make_plan(model, recipe)
     check_plan(plan, model)
@@ -131,11 +135,6 @@ def calibrate_job(job: QuantizeJob, watch: Watch | None = None) -> Statistics:
     """The statistics that the plan of a job needs, of the samples of its shard."""
     watch = watch or Watch()
     return _measure(job, prepare_job(job, watch), watch)
-
-
-def output_path(job: QuantizeJob) -> Path:
-    """`-o`, or the model's stem with the recipe's name in the current folder."""
-    return job.output or Path(f"{job.model.stem}.{Path(job.recipe).stem}.onnx")
 
 
 def threads_of(job: QuantizeJob) -> int:
@@ -153,9 +152,17 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     plan, statistics = settle_job(job, prepared, watch)
-    solution = solve(prepared.model, plan, statistics)
+    solution = finish_job(job, prepared, solve(prepared.model, plan, statistics), plan, watch)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan
+
+
+def finish_job(job: QuantizeJob, prepared: Prepared, solution: Solution, plan: Plan, watch: Watch) -> Solution:
+    """The solution after what is learned from the quantized model itself."""
+    trial: Trial | None = None
+    if prepared.calibration is not None and means_of(budget_of(job.max_memory), prepared.source).runs:
+        trial = Trial(prepared.source, prepared.recipe, prepared.calibration, stride=4, threads=threads_of(job))
+    return Finishing(prepared.model, plan, solution, trial, watch).run(prepared.recipe.finish)
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
@@ -319,20 +326,6 @@ def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Repo
         judged = _named_evaluation(job, prepared)
         write_depfile(job.depfile, output, dependencies(job, (prepared.calibration, judged)))
     return report
-
-
-def _check_outputs(job: QuantizeJob) -> None:
-    """What cannot be written is refused before the work, not after it."""
-    output = output_path(job)
-    if same_file(output, job.model):
-        raise UsageError(f"output '{output}' is the input", "the input is never changed; name another file with -o")
-    outputs = (*job.reports, *([job.depfile] if job.depfile is not None else []))
-    rejected = [output.with_name(f"{output.stem}.rejected.onnx")] if job.keep_failing else []
-    check_distinct((output, *rejected, *outputs), named_inputs(job))
-    for path in () if job.dry_run else (output, *outputs):
-        check_writable(path)
-    for path in job.reports:
-        report_writer(path)
 
 
 def _facts_of(facts: FileFacts | None) -> FileFacts:

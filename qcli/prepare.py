@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -40,6 +40,9 @@ _ROUNDED_DB = {"float16": 50.0, "bfloat16": 35.0}
 
 Feeds = Mapping[str, Array]
 
+Judge = Callable[[Model], float | None]
+"""How well a model comes through quantization, in dB; None if that cannot be told."""
+
 
 class _Check(NamedTuple):
     """What every step is compared with: the outputs for one sample, and how near is near enough."""
@@ -58,11 +61,13 @@ def prepare(
     watch: Watch,
     *,
     budget: Budget = UNLIMITED,
+    judge: Judge | None = None,
 ) -> Model:
     """The model after the opset conversion and all steps, each compared with the model's own outputs.
 
     `samples` are needed by steps that measure; without any, those are skipped with a warning, and the rest is
-    compared on zeros of the declared shapes. Where the `budget` does not allow the model to run, nothing is measured
+    compared on zeros of the declared shapes. A step that promises to make quantization better is undone unless the
+    `judge` finds that it does. Where the `budget` does not allow the model to run, nothing is measured
     or compared, and a warning says so. Raises RuntimeFailure if the model itself does not run.
     """
     needed = model.run_bytes()
@@ -72,8 +77,10 @@ def prepare(
         watch.warn(f"the steps before quantization are unchecked: running the model {budget.shortage(needed)}")
         samples, check = None, _Check(None, None, SAME_DB, runs=False)
     current = _raised(model, opset, check)
+    better = _Better(judge if check.runs and samples is not None else None, watch)
     for spec in steps:
-        current, check = _run_step(current, spec, check, samples, watch)
+        changed, check = _run_step(current, spec, check, samples, watch)
+        current = better.of(current, changed, spec)
     _note_types(current, check.probe)
     return current
 
@@ -119,6 +126,30 @@ def _reference(model: Model, samples: Samples | None, watch: Watch) -> tuple[Mod
         if given or session is None:
             raise
         return model, _Check(None, None, same_db)
+
+
+class _Better:
+    """Keeps what a step did if the judge says that it was worth it."""
+
+    def __init__(self, judge: Judge | None, watch: Watch) -> None:
+        self._judge = judge
+        self._watch = watch
+        self._known: tuple[Model, float | None] | None = None
+
+    def of(self, before: Model, after: Model, spec: Spec) -> Model:
+        worth = create("steps", spec).worth_db
+        if after is before or worth is None or self._judge is None:
+            return after
+        if self._known is None or self._known[0] is not before:
+            self._known = (before, self._judge(before))
+        old, new = self._known[1], self._judge(after)
+        if old is not None and (new is None or new < old + worth):
+            result = "could not be quantized then" if new is None else f"went from {old:.1f} to {new:.1f} dB"
+            name = choice_of(spec).name
+            self._watch.warn(f"step '{name}' was undone: on calibration samples held out for it, the result {result}")
+            return before
+        self._known = (after, new)
+        return after
 
 
 def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, watch: Watch) -> tuple[Model, _Check]:

@@ -12,7 +12,7 @@ import msgspec
 from qcli.configure import convert
 from qcli.errors import UsageError, did_you_mean
 from qcli.files import is_there
-from qcli.plugins import create
+from qcli.plugins import choice_of, create
 from qcli.types import Noun, Rule, Spec
 from qcli.yaml_file import parse_yaml, read_yaml
 
@@ -213,10 +213,7 @@ def _digest(layers: list[_Layer]) -> str:
 def _check_plugins(recipe: Recipe) -> None:
     """Every plug-in that the recipe names exists and takes the options given."""
     create("targets", recipe.target)
-    for spec in recipe.prepare:
-        create("steps", spec)
-    if recipe.finish:
-        raise UsageError("'finish' names steps, but none that runs after quantization exists yet", "leave it out")
+    _check_steps(recipe)
     for sourced in recipe.rules:
         rule = sourced.rule
         for kind, named in (("ranges", rule.range), ("roundings", rule.rounding), ("encodings", rule.encoding)):
@@ -228,3 +225,13 @@ def _check_plugins(recipe: Recipe) -> None:
                 raise UsageError(
                     f"{sourced.origin}: unknown granularity '{rule.grid.granularity}'", "known: channel, tensor"
                 )
+
+
+def _check_steps(recipe: Recipe) -> None:
+    for kind, specs in (("prepare", recipe.prepare), ("finish", recipe.finish)):
+        for spec in specs:
+            finishes = create("steps", spec).finishes
+            if finishes is not (kind == "finish"):
+                other = "finish" if finishes else "prepare"
+                problem = f"step '{choice_of(spec).name}' stands under '{kind}', where it cannot run"
+                raise UsageError(problem, f"put it under '{other}'")

@@ -17,7 +17,8 @@ from qcli.depfile import write_depfile
 from qcli.errors import InputError, NothingToDoError, QcliError, RuntimeFailure, UnsupportedError, UsageError
 from qcli.graph import load_model
 from qcli.job import QuantizeJob
-from qcli.pipeline import calibrate_job, output_path, prepare_job, quantize
+from qcli.job_files import output_path
+from qcli.pipeline import calibrate_job, prepare_job, quantize
 from qcli.plan import plan_text
 from qcli.report import Report
 from qcli.watch import Watch

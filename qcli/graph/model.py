@@ -90,6 +90,15 @@ class Model:
         expose(proto, extra_outputs)
         return bytes(proto.SerializeToString(deterministic=True))
 
+    def ending_in(self, values: Sequence[str]) -> Model:
+        """What leads to these values of the main graph, which are the outputs of the copy."""
+        copy = self.copy()
+        known = {value.name: value for node in copy.graph for value in node.outputs}
+        copy.graph.outputs.clear()
+        copy.graph.outputs.extend(known[name] for name in values)
+        copy.remove_unused()
+        return copy
+
     def runnable(self, extra_outputs: tuple[str, ...] = ()) -> Runnable:
         """What a session takes: small weights as bytes, stored ones as references to the files that they lie in."""
         if not self.large and self.weight_bytes() <= _PROTOBUF_LIMIT:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
+from qcli.contracts import FinishingWork
 from qcli.graph import Model
 from qcli.statistics import Statistics
 from qcli.types import Request
@@ -18,6 +19,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
     changes_precision: ClassVar[bool] = False
+
+    finishes: ClassVar[bool] = False
+
+    worth_db: ClassVar[float | None] = None
+    """How much the quantized model must gain by the step, for steps that are there for that; None for others."""
 
     def run(self, model: Model) -> int:
         """Changes the model in place; the number of changes."""
@@ -37,4 +43,14 @@ class MeasuredStep(Step, frozen=True, kw_only=True):
 
     def run_measured(self, model: Model, statistics: Statistics) -> int:
         """Changes the model in place; the number of changes."""
+        raise NotImplementedError
+
+
+class FinishStep(Step, frozen=True, kw_only=True):
+    """A step that mends a quantized model; it stands under `finish` in a recipe."""
+
+    finishes: ClassVar[bool] = True
+
+    def finish(self, work: FinishingWork) -> bool:
+        """False if there was nothing that it could do."""
         raise NotImplementedError

@@ -13,7 +13,7 @@ for pairs of layers and from weight ranges; here for all tied tensors at once, a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,8 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
     largest weights on both sides equal (Nagel et al., equation 11), which is what one scale for a whole weight needs,
     and looks at samples only where a Clip bounds the factors. `limit` bounds each factor.
     """
+
+    worth_db: ClassVar[float | None] = 0.05
 
     by: Literal["activations", "weights"] = "activations"
     strength: float = 0.5

@@ -1,0 +1,26 @@
+"""Biases take in what quantization shifts the mean of each channel by.
+
+    c = b + W E[x] - V E[y]        x: inputs in float, y: inputs after the quantized layers before, V: quantized weights
+
+Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2 and
+appendix D (empirical bias correction).
+"""
+
+from __future__ import annotations
+
+from qcli.contracts import FinishingWork
+from qcli.steps._base import FinishStep
+
+
+class CorrectBias(FinishStep, frozen=True, kw_only=True):
+    """Corrects biases layer after layer in the order of the graph, each on top of the corrections before it.
+
+    Half of the samples finds the correction, the other half decides for each channel whether it stays: a mean over few
+    samples with a few large values is worse than none. Roundings with `sequential` correct biases as they go.
+    """
+
+    def finish(self, work: FinishingWork) -> bool:
+        if work.samples < 2:
+            return False
+        work.correct_biases()
+        return True
