@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,13 +132,37 @@ class Judge:
         return Errors(stored + whole, stored + best)
 
 
-def gain(before: Sequence[Errors], after: Sequence[Errors]) -> float:
-    """By how many dB the summed errors of several layers fall, with the grid that gains less by it."""
-    ratios = [
-        (sum(old) or 1e-300) / (sum(new) or 1e-300)
-        for old, new in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True)
-    ]
-    return float(np.clip(10 * np.log10(min(ratios)), -_MOST_DB, _MOST_DB))
+class Trials:
+    """The layers that read one input, judged on every trial of it."""
+
+    def __init__(self, known: Measured, layers: Sequence[Linear]) -> None:
+        self._judges = [(trial, [Judge(layer, trial) for layer in layers]) for trial in known.trials]
+        self._before = [[judge.errors() for judge in judges] for _, judges in self._judges]
+
+    @property
+    def row_peaks(self) -> Array:
+        """The largest magnitude of each row over all weights, float64 [channels]."""
+        peaks: Array = np.max([judge.row_peaks for judge in self._judges[0][1]], axis=0)
+        return peaks
+
+    def gain(self, factors: Callable[[Samples], tuple[Array, Array]]) -> float:
+        """By how many dB the summed errors of the layers fall, in the trial and with the grid that gain least by it.
+
+        `factors` gives, for what is known in a trial, what multiplies the input's channels and the weights' rows.
+        """
+        gains = []
+        for (trial, judges), before in zip(self._judges, self._before, strict=True):
+            data, weight = factors(trial)
+            after = [judge.errors(data, weight) for judge in judges]
+            gains += [
+                _decibels(sum(old), sum(new))
+                for old, new in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True)
+            ]
+        return min(gains)
+
+
+def _decibels(before: float, after: float) -> float:
+    return float(np.clip(10 * np.log10((before or 1e-300) / (after or 1e-300)), -_MOST_DB, _MOST_DB))
 
 
 def _input_errors(samples: Samples, columns: FloatArray) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from qcli.graph import Graph, Model, Node, Value, add_initializer, infer_shapes,
 from qcli.statistics import Statistics
 from qcli.steps._base import MeasuredStep
 from qcli.steps._linear import Linear, comes_in_codes, linears
-from qcli.steps._noise import Judge, Measured, gain, measured
+from qcli.steps._noise import Measured, Samples, Trials, measured
 from qcli.steps._rescale import Change, changes_for, rescale
 from qcli.types import Array, Request
 
@@ -43,7 +43,7 @@ class Smooth(MeasuredStep, frozen=True, kw_only=True):
     """
 
     alphas: tuple[Annotated[float, msgspec.Meta(ge=0, le=1)], ...] = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    gain_db: float = 0.5
+    gain_db: float = 1.0
     div_gain_db: float = 3.0
 
     def requests(self, model: Model) -> tuple[Request, ...]:
@@ -65,16 +65,15 @@ class Smooth(MeasuredStep, frozen=True, kw_only=True):
 
     def factors(self, known: Measured, readers: Sequence[Linear], least_db: float) -> Array | None:
         """The best s for products of one input, float64 [channels]; None if the best gains less than `least_db`."""
-        judges = [(trial, [Judge(reader, trial) for reader in readers]) for trial in known.trials]
-        rows = np.max([judge.row_peaks for judge in judges[0][1]], axis=0)
-        before = [judge.errors() for _, some in judges for judge in some]
-        best, chosen = least_db, None
+        trials = Trials(known, readers)
+        rows, best, chosen = trials.row_peaks, least_db, None
         for alpha in self.alphas:
-            after = []
-            for trial, some in judges:
-                factors = _factors(trial.peaks, rows, alpha)
-                after += [judge.errors(1 / factors, factors) for judge in some]
-            if (gained := gain(before, after)) > best:
+
+            def pair(samples: Samples, alpha: float = alpha) -> tuple[Array, Array]:
+                factors = _factors(samples.peaks, rows, alpha)
+                return 1 / factors, factors
+
+            if (gained := trials.gain(pair)) > best:
                 best, chosen = gained, alpha
         return _factors(known.whole.peaks, rows, chosen) if chosen is not None else None
 

@@ -34,7 +34,7 @@ from qcli.graph import (
 from qcli.statistics import Statistics
 from qcli.steps._base import MeasuredStep
 from qcli.steps._linear import Linear, comes_in_codes, linears, may_be_integer
-from qcli.steps._noise import Judge, Measured, Samples, gain, measured
+from qcli.steps._noise import Measured, Samples, Trials, measured
 from qcli.types import Array, Request
 
 _FEWEST = 64
@@ -68,13 +68,11 @@ class SplitOutliers(MeasuredStep, frozen=True, kw_only=True):
 
     def outliers(self, known: Measured, readers: Sequence[Linear]) -> Array:
         """The channels that are worth a path of their own, ascending, int64; none if the outputs gain too little."""
-        judges = [(trial, Judge(reader, trial)) for trial in known.trials for reader in readers]
-        before = [judge.errors() for _, judge in judges]
+        trials = Trials(known, readers)
         most = min(self.limit, known.whole.lower.size - 1)
         gains = [0.0]
         for count in range(1, most + 1):
-            masks = [(_mask(trial, count), judge) for trial, judge in judges]
-            gains.append(gain(before, [judge.errors(mask, mask) for mask, judge in masks]))
+            gains.append(trials.gain(lambda samples, count=count: (_mask(samples, count),) * 2))  # type: ignore[misc]
         best = int(np.argmax(np.array(gains) - self.price_db * np.arange(len(gains))))
         return np.sort(_largest(known.whole, best if gains[best] >= self.gain_db else 0))
 
