@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qcli.blas import single_threaded
 from qcli.statistics import Statistics
 from qcli.stats._half import Half
 from qcli.stats.reservoir import Reservoir
@@ -136,8 +137,9 @@ class Trials:
     """The layers that read one input, judged on every trial of it."""
 
     def __init__(self, known: Measured, layers: Sequence[Linear]) -> None:
-        self._judges = [(trial, [Judge(layer, trial) for layer in layers]) for trial in known.trials]
-        self._before = [[judge.errors() for judge in judges] for _, judges in self._judges]
+        with single_threaded():
+            self._judges = [(trial, [Judge(layer, trial) for layer in layers]) for trial in known.trials]
+            self._before = [[judge.errors() for judge in judges] for _, judges in self._judges]
 
     @property
     def row_peaks(self) -> Array:
@@ -153,7 +155,8 @@ class Trials:
         gains = []
         for (trial, judges), before in zip(self._judges, self._before, strict=True):
             data, weight = factors(trial)
-            after = [judge.errors(data, weight) for judge in judges]
+            with single_threaded():
+                after = [judge.errors(data, weight) for judge in judges]
             gains += [
                 _decibels(sum(old), sum(new))
                 for old, new in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True)
