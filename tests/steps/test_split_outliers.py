@@ -112,26 +112,106 @@ def test_exact_in_float_whatever_the_outliers(seed: int, outlying: set[int], tim
         assert_equal(run(proto, feeds), run(model, feeds), tolerance=2e-6)
 
 
-@settings(max_examples=60)
-@given(
-    sizes=st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=40),
-    limit=st.integers(1, 8),
-    gain=st.floats(1, 20),
-)
-def test_the_channels_chosen_are_the_largest_and_worth_it(sizes: list[float], limit: int, gain: float) -> None:
-    upper = np.array(sizes)
-    chosen = SplitOutliers(limit=limit, gain_db=gain).outliers(-upper, upper)
-    assert len(chosen) <= min(limit, len(sizes) - 1) and list(chosen) == sorted(set(chosen))
-    if len(chosen):
-        rest = np.delete(upper, chosen)
-        assert upper[chosen].min() >= rest.max()
-        assert 20 * np.log10(upper.max() / rest.max()) >= gain - 1e-9
+def chosen(times: float, step: SplitOutliers | None = None, rows: int = 64) -> list[int]:
+    """The outlying channels that are found where 5 and 40 are so many times the others."""
+    model, _ = split(network(), stream(times=times, rows=rows), step)  # type: ignore[arg-type]
+    index = model.graph.initializers.get("x_outlying")
+    return index.const_value.numpy().tolist() if index is not None and index.const_value is not None else []
 
 
-def test_no_range_at_all() -> None:
-    zeros = np.zeros(WIDE)
-    assert SplitOutliers().outliers(zeros, zeros).size == 0
-    assert SplitOutliers().outliers(np.ones(1), np.ones(1)).size == 0
+@pytest.mark.parametrize("times", [12.0, 100.0])
+def test_the_outlying_channels_are_found_and_no_others(times: float) -> None:
+    assert chosen(times) == [5, 40]
+
+
+def test_options_say_what_a_channel_must_be_worth() -> None:
+    assert chosen(12.0, SplitOutliers(gain_db=60.0)) == []
+    assert chosen(12.0, SplitOutliers(price_db=60.0)) == []
+    assert chosen(30.0, SplitOutliers(limit=1)) == [], "one of two is not worth it"
+
+
+def test_channels_that_outputs_do_not_need_are_judged_by_what_they_do_to_the_others() -> None:
+    """A large channel with a weight of zero widens the range all the same."""
+    proto = network()
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("w", "v"):
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array[[5, 40]] = 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    assert split(proto, stream())[1] == 2
+
+
+def test_constant_and_dead_inputs_have_no_outliers() -> None:
+    for value in (0.0, 1.0):
+        samples = Stream(({"x": np.full((4, WIDE), value, np.float32)},))
+        assert split(network(), samples)[1] == 0
+
+
+def gemm(turned: bool) -> onnx.ModelProto:
+    weight = normal(1, WIDE, 32) / 8
+    weights = {"w": np.ascontiguousarray(weight.T) if turned else weight, "b": normal(3, 32)}
+    return proto_of([node("Gemm", "x w b", "y", transB=int(turned))], {"x": ["n", WIDE]}, {"y": None}, weights)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_gemm(turned: bool) -> None:
+    model, count = split(gemm(turned), stream())
+    assert count == 1 and operators(model).count("Gemm") == 2
+    feeds = {"x": data(9)}
+    assert_equal(run(gemm(turned), feeds), run(model, feeds), tolerance=1e-6)
+    onnx.checker.check_model(model.proto(), full_check=True)
+
+
+def image(seed: int, times: float = 30.0) -> Array:
+    x = normal(seed, 1, 64, 6, 5)
+    x[:, [3, 50]] *= times
+    return x
+
+
+def convolution(kernel: int, **attributes: object) -> onnx.ModelProto:
+    weights = {"w": normal(1, 16, 64, kernel, kernel) / 8, "b": normal(3, 16)}
+    layer = node("Conv", "x w b", "y", **attributes)
+    return proto_of([layer], {"x": [1, 64, 6, 5]}, {"y": None}, weights)
+
+
+@pytest.mark.parametrize(("kernel", "attributes"), [(1, {}), (3, {"pads": [1, 0, 1, 2], "strides": [2, 1]})])
+def test_convolutions(kernel: int, attributes: dict[str, object]) -> None:
+    proto = convolution(kernel, **attributes)
+    model, count = split(proto, Stream(tuple({"x": image(seed)} for seed in range(4))))
+    assert count == 1 and operators(model).count("Conv") == 2
+    index = model.graph.initializers["x_outlying"].const_value
+    assert index is not None and index.numpy().tolist() == [3, 50]
+    feeds = {"x": image(9)}
+    assert_equal(run(proto, feeds), run(model, feeds), tolerance=1e-6)
+    onnx.checker.check_model(model.proto(), full_check=True)
+
+
+def test_behind_a_convolution_the_outliers_have_met_the_wide_grid_already() -> None:
+    weights = {"w": normal(1, 64, 64, 1, 1), "v": normal(2, 8, 64, 1, 1)}
+    nodes = [node("Conv", "x w", "m"), node("Relu", "m", "r"), node("Conv", "r v", "y")]
+    proto = proto_of(nodes, {"x": [1, 64, 6, 5]}, {"y": None}, weights)
+    assert [request.value for request in SplitOutliers().requests(wrapped(proto))] == ["x"]
+
+
+def test_groups_and_transposed_data_are_left_alone() -> None:
+    grouped = proto_of(
+        [node("Conv", "x w", "y", group=2)], {"x": [1, 64, 6, 5]}, {"y": None}, {"w": normal(1, 8, 32, 1, 1)}
+    )
+    turned = proto_of([node("Gemm", "x w", "y", transA=1)], {"x": [WIDE, 4]}, {"y": None}, {"w": normal(1, WIDE, 8)})
+    for proto in (grouped, turned):
+        assert SplitOutliers().requests(wrapped(proto)) == ()
+
+
+def test_where_a_mul_could_become_an_integer_kernel_a_where_stands() -> None:
+    weights = {"w": normal(1, WIDE, WIDE) / 8, "v": normal(2, WIDE, 24) / 8}
+    weights["w"][:, [5, 40]] *= 40
+    nodes = [node("MatMul", "x w", "m"), node("Relu", "m", "r"), node("MatMul", "r v", "y")]
+    proto = proto_of(nodes, {"x": ["n", WIDE]}, {"y": None}, weights)
+    samples = Stream(tuple({"x": data(seed, (), rows=64)} for seed in range(4)))
+    model, count = split(proto, samples)
+    assert count == 1 and "Where" in operators(model) and "Mul" not in operators(model)
+    feeds = {"x": data(9, ())}
+    assert_equal(run(proto, feeds), run(model, feeds), tolerance=1e-6)
 
 
 def quantized(model: Model) -> Model:
