@@ -9,7 +9,7 @@ from qcli.graph import Model
 from qcli.in_order import has_order, learn_in_order
 from qcli.plugins import choice_of, create
 from qcli.solve import Solution
-from qcli.trial import Trial
+from qcli.held_out import Trial
 from qcli.types import Plan, Spec
 from qcli.watch import Watch
 

@@ -48,7 +48,7 @@ from qcli.report import (
 from qcli.solve import Solution, requests_of, solve, wishes_of
 from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
-from qcli.trial import Trial
+from qcli.held_out import Trial
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch

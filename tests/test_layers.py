@@ -30,7 +30,7 @@ LAYERS = {
     "what is left over": ("opsets", "stored"),
     "stages": ("plan", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
     "after the measurement": ("refine", "apply", "doubts", "job_files"),
-    "learning in place": ("trial", "in_order"),
+    "learning in place": ("held_out", "in_order"),
     "finishing": ("finish",),
     "jobs": ("pipeline", "side_by_side", "check"),
     "job by job": ("stages", "analysis.*"),
