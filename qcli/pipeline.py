@@ -13,6 +13,7 @@ import msgspec
 from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
+from qcli.choose import choose, is_undecided
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
@@ -147,8 +148,10 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
     statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
     watch.phase("solve")
     if job.plan is None:
-        return refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics), statistics
-    return doubted_plan(prepared.model, prepared.plan, statistics, watch.warn), statistics  # it is the user's word
+        plan = refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics)
+    else:  # a plan that was given is the user's word
+        plan = doubted_plan(prepared.model, prepared.plan, statistics, watch.warn)
+    return _choose(job, prepared, plan, statistics, watch), statistics
 
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
@@ -156,6 +159,14 @@ def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model
     solution = solve(prepared.model, plan, statistics)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan
+
+
+def _choose(job: QuantizeJob, prepared: Prepared, plan: Plan, statistics: Statistics, watch: Watch) -> Plan:
+    """The plan without `auto`, decided on the samples that steps look at."""
+    if not any(is_undecided(entry) for entry in plan.entries):
+        return plan
+    samples = _step_samples(job, prepared.recipe, prepared.source)
+    return choose(prepared.model, plan, statistics, samples, watch, threads=threads_of(job))
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:

@@ -128,7 +128,7 @@ class _Solver:
         """Each value gets the interval of its own range; tied values share the union of theirs."""
         entries = [entry for entry in self._plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)]
         intervals = {site_key(entry): self._interval(entry) for entry in entries}
-        groups = _tied(self._plan)
+        groups = tied(self._plan)
         shared: dict[str, list[Interval]] = {}
         for entry in entries:
             shared.setdefault(groups.get(entry.site.value, entry.site.value), []).append(intervals[site_key(entry)])
@@ -298,7 +298,7 @@ def _union(intervals: list[Interval]) -> Interval:
     return Interval(lower=lower, upper=np.max([interval.upper for interval in intervals], axis=0))
 
 
-def _tied(plan: Plan) -> dict[str, str]:
+def tied(plan: Plan) -> dict[str, str]:
     """The representative of each tied value's group."""
     parent: dict[str, str] = {}
 
