@@ -3,7 +3,8 @@
 Two measurements, on different samples where there are enough of them:
 
 1. By site. All methods' grids of a value are tried in the float model, and their errors are measured in the outputs of
-   the layers that read it (`trial.py`), over the power of those outputs, summed over layers and over tied values.
+   the layers that read it (`trial.py`), over the power of those outputs, summed over layers and over tied values. What
+   a few samples say of the layers is scaled by what all of them say of the value.
 2. As a whole. What is best for each layer is not always best for the network, whose errors add up. So the model with
    these choices, and with each method everywhere, is run with quantized activations and float weights. Where one method
    is clearly better for the outputs, it is taken for all.
@@ -28,7 +29,7 @@ from qcli.plugins import choice_of, create
 from qcli.ranges._error import SquaredError
 from qcli.solve import SiteKey, Solution, activation_scales, seen, site_key, tied
 from qcli.statistics import Statistics
-from qcli.trial import output_errors, relative_errors
+from qcli.trial import Errors, output_errors, relative_errors
 from qcli.trial_graph import Trial
 from qcli.types import Array, Entry, Plan, Role, Scale, Spec
 from qcli.watch import Watch
@@ -56,12 +57,14 @@ _Key = tuple[tuple[int, int], ...]
 class _Group:
     """Activations that share one scale, with the scales that each method gives them.
 
-    `errors` [methods] are relative powers, by which the choice is made; `by` says of what.
+    `values` [methods] are the relative error powers of each entry's own values on all that was measured, `errors`
+    those by which the choice is made; `by` says of what.
     """
 
     entries: list[Entry] = field(default_factory=list)
     methods: tuple[Spec, ...] = ()
     scales: list[dict[SiteKey, Scale]] = field(default_factory=list)
+    values: dict[SiteKey, Float64Array] = field(default_factory=dict)
     errors: Float64Array = field(default_factory=lambda: np.zeros(0))
     by: str = "of its own values"
     chosen: int = 0
@@ -144,7 +147,6 @@ def _judge_values(model: Model, groups: Sequence[_Group], statistics: Statistics
     """The errors of the values themselves, over their power, from the statistics alone."""
     nodes = {node_key(node): node for node in model.nodes()}
     for group in groups:
-        group.errors = np.zeros(len(group.methods))
         for entry in group.entries:
             array = constant_of(_value(nodes, entry))
             known = seen(entry.site.value, "histogram", statistics) if array is None else from_weights(array, None)
@@ -152,7 +154,8 @@ def _judge_values(model: Model, groups: Sequence[_Group], statistics: Statistics
             if known is not None and power > 0:
                 error = SquaredError.of(known)
                 powers = [error.of_grids(scales[site_key(entry)])[0, 0] for scales in group.scales]
-                group.errors += np.array(powers) / power
+                group.values[site_key(entry)] = np.array(powers) / power
+        group.errors = np.sum([*group.values.values(), np.zeros(len(group.methods))], axis=0)
         group.chosen = int(np.argmin(group.errors))
 
 
@@ -165,23 +168,32 @@ def _judge_readers(model: Model, plan: Plan, groups: Sequence[_Group], samples: 
     """Replaces the errors of what can be tried in the float model by those of the layers behind."""
     nodes = {node_key(node): node for node in model.graph}
     moved = {tie.node for tie in plan.ties}
-    trials: list[Trial] = []
-    owners: list[_Group] = []
+    trials: list[tuple[_Group, Entry, Trial]] = []
     for group in groups:
         for entry in group.entries if len(group.distinct()) > 1 else ():
             if _can_be_tried(entry, nodes, moved):
-                trials.append(_trial(group, entry, nodes[entry.site.node]))
-                owners.append(group)
-    errors: dict[int, list[Float64Array]] = {}
-    for group, found in zip(owners, relative_errors(model, trials, samples, threads=threads), strict=True):
-        if found is not None:
-            errors.setdefault(id(group), []).append(found)
+                trials.append((group, entry, _trial(group, entry, nodes[entry.site.node])))
+    found = relative_errors(model, [trial for _, _, trial in trials], samples, threads=threads)
     for group in groups:
-        if id(group) in errors:
-            total = np.sum(errors[id(group)], axis=0)
-            for number, methods in enumerate(group.distinct().values()):
-                group.errors[methods] = total[number]
-            group.by, group.chosen = "of what reads it", int(np.argmin(group.errors))
+        own = [(entry, errors) for (owner, entry, _), errors in zip(trials, found, strict=True) if owner is group]
+        known = [_of_all(group, entry, errors) for entry, errors in own if errors is not None]
+        if known:
+            group.errors, group.by = np.sum(known, axis=0), "of what reads it"
+            group.chosen = int(np.argmin(group.errors))
+
+
+def _of_all(group: _Group, entry: Entry, errors: Errors) -> Float64Array:
+    """The errors [methods] in what reads a value, as they would be on all samples instead of the few that were run.
+
+    A ratio estimate: rare values that are clipped may lie in other samples, and the statistics know of them.
+    """
+    result = np.zeros(len(group.methods))
+    own = group.values.get(site_key(entry), result)
+    for number, methods in enumerate(group.distinct().values()):
+        seen_here, everywhere = errors.own[number], own[methods[0]]
+        known = seen_here > 0 and everywhere > 0
+        result[methods] = errors.readers[number] * (everywhere / seen_here if known else 1.0)
+    return result
 
 
 def _can_be_tried(entry: Entry, nodes: Mapping[str, Node], moved: set[str]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,16 +37,23 @@ _REFERENCE_BYTES = 256 << 20
 """Outputs of the float model that are kept for comparison; samples beyond it are left out, except for the first."""
 
 
+class Errors(NamedTuple):
+    """Relative error powers [K]: of a value, and of what reads it, summed over the places."""
+
+    own: Float64Array
+    readers: Float64Array
+
+
 def relative_errors(
     model: Model, trials: Sequence[Trial], samples: Iterable[Sample], *, threads: int = 1
-) -> list[Float64Array | None]:
-    """For each trial the error power of its candidates [K] over the signal's, summed over the places that read it.
+) -> list[Errors | None]:
+    """For each trial the error power of its candidates over the signal's, of the value itself and of what reads it.
 
-    None where nothing can be measured: a trial too large, a signal that is zero throughout, numbers beyond float32.
-    Raises RuntimeFailure if the model does not run with the trials inside.
+    None where nothing can be measured: no reader, a trial too large, a signal that is zero throughout, numbers beyond
+    float32. Raises RuntimeFailure if the model does not run with the trials inside.
     """
     first = next(iter(samples), None)
-    found: list[Float64Array | None] = [None] * len(trials)
+    found: list[Errors | None] = [None] * len(trials)
     if first is None:
         return found
     sizes = _bytes(model, trials, concrete_shapes(model, first[1]))
@@ -55,7 +62,8 @@ def relative_errors(
         changed, outputs = with_trials(model, [trials[number] for number in batch])
         sums = _sums(changed, [name for places in outputs for place in places for name in place], few, threads)
         for number, places in zip(batch, outputs, strict=True):
-            found[number] = _over_signal(places, sums)
+            own, readers = _over_signal(places[:1], sums), _over_signal(places[1:], sums)
+            found[number] = Errors(own, readers) if own is not None and readers is not None else None
     return found
 
 

@@ -72,7 +72,7 @@ class _End:
 
 
 def with_trials(model: Model, trials: Sequence[Trial]) -> tuple[Model, list[tuple[Measured, ...]]]:
-    """A copy of the model with the trials inside, and for each trial the outputs to run; none where x has no rank."""
+    """A copy of the model with the trials inside, and the outputs for each: of its value, then of what reads it."""
     changed = model.copy()
     surgeon = _Surgeon(changed)
     return changed, [tuple(surgeon.measure(trial)) for trial in trials]
@@ -151,6 +151,7 @@ class _Surgeon:
     def measure(self, trial: Trial) -> Iterator[Measured]:
         source = self._values[trial.value]
         tried = [self._through_grid(source, scale) for scale in trial.scales]
+        yield self._at(source, tried, _End())
         for end in _ends(self._nodes, trial):
             yield self._at(source, tried, end)
 

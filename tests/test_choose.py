@@ -23,6 +23,7 @@ from qcli.plugins import choice_of, create
 from qcli.recipe import load_recipe
 from qcli.solve import requests_of, solve
 from qcli.statistics import Statistics
+from qcli.trial import relative_errors
 from qcli.types import Entry, Plan, Role, Spec
 from qcli.watch import Watch
 
@@ -144,13 +145,15 @@ def quality(model: Model, plan: Plan, statistics: Statistics, stream: Stream) ->
 def test_one_method_for_all_where_that_is_clearly_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the layers say is turned upside down: the outputs then overrule it."""
     proto, stream = spiked(24)
-    errors = pytest.importorskip("qcli.trial").relative_errors
+    settings = ("rules=[{match: {role: input}, range: {auto: {methods: [minmax, {percentile: {keep: 90}}]}}}]",)
     monkeypatch.setattr(
         "qcli.choose.relative_errors",
-        lambda *given, **named: [1 / one if one is not None else None for one in errors(*given, **named)],
+        lambda *given, **named: [
+            one and one._replace(readers=1 / one.readers) for one in relative_errors(*given, **named)
+        ],
     )
-    _, plan, _, _ = chosen(proto, stream)
-    assert len({repr(spec) for spec in ranges(plan)}) == 1
+    _, plan, _, _ = chosen(proto, stream, settings)
+    assert ranges(plan) == ["minmax"] * 4
     assert all("of the model's outputs: by site" in entry.because for entry in activations(plan))
 
 
