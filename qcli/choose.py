@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import log
 
 import msgspec
@@ -38,6 +39,11 @@ Float64Array = npt.NDArray[np.float64]
 
 _HELD_OUT = 4
 """From this many samples on, every second one is kept for the comparison of whole models."""
+
+_BY_SITE = "by site"
+
+_HEAT = 4
+"""On so many samples all methods run; only those that err less than the choice by site run on the others."""
 
 _GAIN = 0.9
 _SIGMAS = 3.0
@@ -114,11 +120,17 @@ class _Part:
     def __init__(self, samples: Samples, first: int) -> None:
         self._samples = samples
         self._first, self._step = (first, 2) if len(samples) >= _HELD_OUT else (0, 1)
+        self._count: int | None = None
+
+    def some(self, count: int) -> _Part:
+        """The first few of these."""
+        few = _Part(self._samples, self._first)
+        few._count = count
+        return few
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Array]]]:
-        for number, sample in enumerate(self._samples.feeds()):
-            if number % self._step == self._first:
-                yield sample
+        end = None if self._count is None else self._first + self._count * self._step
+        yield from islice(self._samples.feeds(), self._first, end, self._step)
 
 
 def _groups(model: Model, plan: Plan, statistics: Statistics) -> list[_Group]:
@@ -216,19 +228,29 @@ def _trial(group: _Group, entry: Entry, node: Node) -> Trial:
 def _judge_whole(model: Model, plan: Plan, groups: Sequence[_Group], samples: _Part, threads: int) -> str:
     """Sets every group to one method if the model's outputs then err less; what the comparison found."""
     by_site = [group.chosen for group in groups]
-    choices = {"by site": by_site}
+    choices = {_BY_SITE: by_site}
     for method in {repr(method): method for group in groups for method in group.methods}.values():
         choices[_label(method)] = [_number(group, method) for group in groups]
-    candidates = (_simulated(model, plan, groups, choice) for choice in choices.values())
-    errors = output_errors(model, candidates, samples, threads=threads)
+
+    def errors_of(names: Sequence[str], part: _Part) -> list[Float64Array]:
+        candidates = (_simulated(model, plan, groups, choices[name]) for name in names)
+        return output_errors(model, candidates, part, threads=threads)
+
+    heat = errors_of(list(choices), samples.some(_HEAT))
+    names = [name for name, error in zip(choices, heat, strict=True) if name == _BY_SITE or _is_less(error, heat[0])]
+    errors = errors_of(names, samples) if len(names) > 1 else heat[:1]
     better = [number for number, error in enumerate(errors) if _clearly_better(error, errors[0])]
     best = min(better, key=lambda number: float(errors[number].mean()), default=0)
-    for group, number in zip(groups, list(choices.values())[best], strict=True):
+    for group, number in zip(groups, choices[names[best]], strict=True):
         group.chosen = number
     if not best:
         return ""
-    ratios = ", ".join(f"{name} {_db(float(error.mean()))}" for name, error in zip(choices, errors, strict=True))
+    ratios = ", ".join(f"{name} {_db(float(error.mean()))}" for name, error in zip(names, errors, strict=True))
     return f"; of the model's outputs: {ratios}"
+
+
+def _is_less(error: Float64Array, known: Float64Array) -> bool:
+    return bool(error.mean() < known.mean())
 
 
 def _clearly_better(error: Float64Array, known: Float64Array) -> bool:

@@ -14,6 +14,7 @@ from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
 from qcli.choose import choose, is_undecided
+from qcli.data_free import fill_in
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
@@ -123,7 +124,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     opset = max(required_opset(recipe), written_opset(given) if given is not None else 0)
     model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget_of(job.max_memory))
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
-    plan = given if given is not None else make_plan(model, recipe)
+    plan = fill_in(model, given if given is not None else make_plan(model, recipe), recipe, watch.warn)
     check_plan(plan, model)
     return Prepared(recipe, source, model, plan, calibration)
 
@@ -149,6 +150,7 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
     watch.phase("solve")
     if job.plan is None:
         plan = refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics)
+        plan = fill_in(prepared.model, plan, prepared.recipe, watch.warn)
     else:  # a plan that was given is the user's word
         plan = doubted_plan(prepared.model, prepared.plan, statistics, watch.warn)
     return _choose(job, prepared, plan, statistics, watch), statistics
@@ -185,7 +187,7 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     if prepared.calibration is None:
         raise NothingToDoError(
             "static quantization needs samples to calibrate with",
-            "name a folder with -d, or 'samples' in the recipe; the presets int8-weights and int8-dynamic need none",
+            "name a folder with -d, or 'samples' in the recipe; int8-weights, int8-dynamic, int8-data-free need none",
         )
     key = _cache_key(job, prepared, requests)
     known = find_statistics(key) if key is not None else None
