@@ -153,7 +153,10 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
         plan = fill_in(prepared.model, plan, prepared.recipe, watch.warn)
     else:  # a plan that was given is the user's word
         plan = doubted_plan(prepared.model, prepared.plan, statistics, watch.warn)
-    return _choose(job, prepared, plan, statistics, watch), statistics
+    if any(is_undecided(entry) for entry in plan.entries):
+        samples = _step_samples(job, prepared.recipe, prepared.source)
+        plan = choose(prepared.model, plan, statistics, samples, watch, threads=threads_of(job))
+    return plan, statistics
 
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
@@ -161,14 +164,6 @@ def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model
     solution = solve(prepared.model, plan, statistics)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan
-
-
-def _choose(job: QuantizeJob, prepared: Prepared, plan: Plan, statistics: Statistics, watch: Watch) -> Plan:
-    """The plan without `auto`, decided on the samples that steps look at."""
-    if not any(is_undecided(entry) for entry in plan.entries):
-        return plan
-    samples = _step_samples(job, prepared.recipe, prepared.source)
-    return choose(prepared.model, plan, statistics, samples, watch, threads=threads_of(job))
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:

@@ -180,9 +180,23 @@ class _Surgeon:
         return value
 
     def _through_grid(self, source: Value, scale: Scale) -> Value:
+        """What the grid makes of a value; in float arithmetic where QuantizeLinear would not stop at its levels."""
+        info = np.iinfo(scale.dtype) if scale.dtype in ("int8", "uint8") else None
+        if info is None or (scale.lowest, scale.highest) != (info.min, info.max):
+            return self._rounded(source, scale)
         steps = add_initializer(self._graph, "qcli.trial.scale", scale.scale.reshape(()))
         zero = add_initializer(self._graph, "qcli.trial.zero", scale.zero_point.astype(scale.dtype).reshape(()))
         return self._node("DequantizeLinear", [self._node("QuantizeLinear", [source, steps, zero]), steps, zero])
+
+    def _rounded(self, source: Value, scale: Scale) -> Value:
+        zero = int(scale.zero_point[0])
+        ends = [np.float32(end - zero) for end in (scale.lowest, scale.highest)]
+        steps, lowest, highest = (
+            add_initializer(self._graph, "qcli.trial.number", np.asarray(number, np.float32))
+            for number in (scale.scale.reshape(()), *ends)
+        )
+        level = self._node("Round", [self._node("Div", [source, steps])])
+        return self._node("Mul", [self._node("Clip", [level, lowest, highest]), steps])
 
     def _signal(self, value: Value) -> str:
         name = value.name or ""

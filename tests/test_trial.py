@@ -70,6 +70,19 @@ CASES = {
 }  # fmt: skip
 
 
+def test_grids_of_fewer_bits_stop_at_their_own_levels() -> None:
+    model, samples = two_layers()
+    format_ = create("formats", "uint8")
+    grid = Grid(format="uint8", symmetric=False, bits=4)
+    few = format_.scale(Interval(lower=np.full(1, -1.0), upper=np.full(1, 1.0)), grid)
+    trial = trial_of(model, "x", 1.0)
+    found = relative_errors(model, [Trial("x", (few,), trial.readers)], feeds_of(samples))[0]
+    assert found is not None
+    power = sum(float((feeds["x"].astype(np.float64) ** 2).sum()) for feeds in samples)
+    noise = sum(float(((on_grid(feeds["x"], few).astype(np.float64) - feeds["x"]) ** 2).sum()) for feeds in samples)
+    np.testing.assert_allclose(found.own, [noise / power], rtol=1e-4)
+
+
 @pytest.mark.parametrize("opset", [13, 18])
 @pytest.mark.parametrize("name", CASES)
 def test_errors_are_those_of_the_model_itself(name: str, opset: int) -> None:
