@@ -158,7 +158,7 @@ class _Surgeon:
     def _at(self, source: Value, tried: list[Value], end: _End) -> Measured:
         arrived = [self._along(end.path, value) for value in tried]
         plain = end.arrives or source
-        rows = [self._node("Unsqueeze", [value, self._vector(0)]) for value in arrived]
+        rows = [self._lifted(value) for value in arrived]
         noise = self._node("Sub", [self._node("Concat", rows, axis=0), plain])
         if end.layer is None:
             return Measured(self._power(noise, rows=len(tried)), self._signal(plain))
@@ -170,6 +170,12 @@ class _Surgeon:
         inputs = list(node.inputs[:2])
         inputs[operand] = noise
         return Measured(self._power(self._copy(node, inputs), rows=len(tried)), self._signal(node.outputs[0]))
+
+    def _lifted(self, value: Value) -> Value:
+        """The value with a first dimension of one."""
+        if self._opset < 13:
+            return self._node("Unsqueeze", [value], axes=[0])
+        return self._node("Unsqueeze", [value, self._vector(0)])
 
     def _along(self, path: tuple[tuple[Node, int], ...], value: Value) -> Value:
         """What becomes of `value` in place of the one that the path begins with."""
@@ -196,7 +202,8 @@ class _Surgeon:
             for number in (scale.scale.reshape(()), *ends)
         )
         level = self._node("Round", [self._node("Div", [source, steps])])
-        return self._node("Mul", [self._node("Clip", [level, lowest, highest]), steps])
+        kept = self._node("Min", [self._node("Max", [level, lowest]), highest])
+        return self._node("Mul", [kept, steps])
 
     def _signal(self, value: Value) -> str:
         name = value.name or ""

@@ -19,8 +19,8 @@ from qcli.expectation import Expectations, Expected
 from qcli.graph import Model, infer_shapes
 from qcli.job import QuantizeJob
 from qcli.layers import batchnorm_of
-from qcli.pipeline import quantize
 from qcli.opsets import calibrates
+from qcli.pipeline import quantize
 from qcli.plan import make_plan, plan_text, read_plan
 from qcli.plugins import create
 from qcli.recipe import load_recipe

@@ -83,7 +83,7 @@ def test_grids_of_fewer_bits_stop_at_their_own_levels() -> None:
     np.testing.assert_allclose(found.own, [noise / power], rtol=1e-4)
 
 
-@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("opset", [11, 13, 18])
 @pytest.mark.parametrize("name", CASES)
 def test_errors_are_those_of_the_model_itself(name: str, opset: int) -> None:
     nodes, shape = CASES[name]
