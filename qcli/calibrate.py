@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from math import prod
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from qcli.statistics import Statistics
 from qcli.types import Array, FloatArray, Request
 from qcli.windows import patches_of
 
+_Item = TypeVar("_Item")
+
 Progress = Callable[[int, int], None]
 """Called with the number of samples done and of samples in all."""
 
@@ -31,7 +33,7 @@ _TAP_BYTES = 64 << 20
 """Bytes of activations made visible at once. Fixed, since onnxruntime fuses otherwise around other outputs, which can
 change the last bit of a value: the same model gives the same statistics on any number of threads."""
 
-_MOST_AT_ONCE = 4
+MOST_AT_ONCE = 4
 """Samples that run at the same time, which bounds the memory that they take together."""
 _UNKNOWN_BYTES = 8 << 20
 
@@ -64,7 +66,7 @@ def collect(
         sweep = _Sweep(model, statistics, group)
         done = 0
         with single_threaded():
-            for _ in _in_parallel(sweep.measure, samples.feeds(), min(threads, _MOST_AT_ONCE)):
+            for _ in in_parallel(sweep.measure, samples.feeds(), min(threads, MOST_AT_ONCE)):
                 done += 1
                 if progress is not None:
                     progress(done, len(samples))
@@ -131,11 +133,7 @@ def _groups(
     return [tuple(group) for group in groups if group]
 
 
-def _in_parallel(
-    work: Callable[[tuple[str, Mapping[str, Array]]], None],
-    samples: Iterator[tuple[str, Mapping[str, Array]]],
-    threads: int,
-) -> Iterator[None]:
+def in_parallel(work: Callable[[_Item], None], samples: Iterator[_Item], threads: int) -> Iterator[None]:
     """Runs `work` on every sample with at most threads + 1 samples in memory; yields as they finish."""
     if threads <= 1:
         for sample in samples:

@@ -81,10 +81,10 @@ class Statistic(Protocol):
 class Range(Protocol):
     """Turns a distribution into the real interval that a grid should span.
 
-    `statistic` names the statistic (in `qcli/stats`) whose distribution it needs.
+    `statistic` names the statistic (in `qcli/stats`) whose distribution it needs; None for one that needs no samples.
     """
 
-    statistic: ClassVar[str]
+    statistic: ClassVar[str | None]
 
     def interval(self, distribution: Distribution, grid: Grid) -> Interval: ...
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from qcli.apply import apply_plan
 from qcli.graph import Model
+from qcli.held_out import Trial
 from qcli.in_order import has_order, learn_in_order
 from qcli.plugins import choice_of, create
 from qcli.solve import Solution
-from qcli.held_out import Trial
 from qcli.types import Plan, Spec
 from qcli.watch import Watch
 

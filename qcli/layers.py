@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from qcli.graph import Node, constant_of, dimensions
+import numpy as np
+
+from qcli.graph import Node, constant_of, dimensions, node_key
+from qcli.types import Array
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with multiply-accumulates that onnxruntime has integer kernels for, or may get."""
@@ -117,3 +120,38 @@ def multiply_accumulates(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
         transposed = "transA" in node.attributes and node.attributes["transA"].as_int()
         return prod(result) * (data[0] if transposed else data[1])
     return prod(result) * data[-1] if data else 0
+
+
+_BATCHNORM = "qcli.batchnorm"
+"""Where a value keeps what the BatchNormalization that was folded into its layer says of it; never saved."""
+
+
+def note_batchnorm(layer: Node, beta: Array, gamma: Array) -> None:
+    """Notes the mean `beta` and the standard deviation |`gamma`| [channels] of a layer's result."""
+    result = layer.outputs[0]
+    result.meta[_BATCHNORM] = (
+        node_key(layer),
+        np.asarray(beta, np.float64),
+        np.asarray(gamma, np.float64),
+        _sums(layer),
+    )
+
+
+def batchnorm_of(node: Node) -> tuple[Array, Array] | None:
+    """beta and gamma [channels] float64 of a node's result: its own, or those folded into it; None if it has none.
+
+    What was folded counts as long as the layer's weight and bias are the same: a later step may have scaled them.
+    """
+    if node.op_type == "BatchNormalization":
+        gamma, beta = (constant_of(value) for value in node.inputs[1:3])
+        return None if gamma is None or beta is None else (np.asarray(beta, np.float64), np.asarray(gamma, np.float64))
+    noted = node.outputs[0].meta.get(_BATCHNORM) if node.outputs else None
+    if noted is None or noted[0] != node_key(node) or noted[3] != _sums(node):
+        return None
+    return noted[1], noted[2]
+
+
+def _sums(layer: Node) -> tuple[float, ...]:
+    """What tells apart a layer's constants before and after a change."""
+    constants = [constant_of(value) for value in layer.inputs[1:3]]
+    return tuple(float(np.abs(array, dtype=np.float64).sum()) for array in constants if array is not None)

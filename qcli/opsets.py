@@ -48,7 +48,11 @@ _ENCODING = "qdq"
 
 
 def calibrates(recipe: Recipe) -> bool:
-    """True for a recipe that gives activations a grid, for which samples are needed."""
+    """True for a recipe that gives activations a grid, for which samples are needed unless their range needs none."""
+    about = [sourced.rule.range for sourced in recipe.rules if sourced.rule.match == Match(role=Role.INPUT)]
+    ranges = [spec for spec in about if spec is not None]
+    if ranges and create("ranges", ranges[-1]).statistic is None:
+        return False
     return any(_calibrates(sourced.rule) for sourced in recipe.rules)
 
 

@@ -13,6 +13,8 @@ import msgspec
 from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
+from qcli.choose import choose, is_undecided
+from qcli.data_free import fill_in
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
@@ -22,6 +24,7 @@ from qcli.files import scratch_folder
 from qcli.finish import Finishing
 from qcli.gates import check_gates, evaluate, refuse_unrun
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
+from qcli.held_out import Trial
 from qcli.job import QuantizeJob
 from qcli.job_files import check_outputs, dependencies, output_path
 from qcli.latency import Effort
@@ -48,7 +51,6 @@ from qcli.report import (
 from qcli.solve import Solution, requests_of, solve, wishes_of
 from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
-from qcli.held_out import Trial
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
@@ -126,7 +128,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     budget = budget_of(job.max_memory)
     model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget, judge=judge)
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
-    plan = given if given is not None else make_plan(model, recipe)
+    plan = fill_in(model, given if given is not None else make_plan(model, recipe), recipe, watch.warn)
     check_plan(plan, model)
     return Prepared(recipe, source, model, plan, calibration)
 
@@ -146,8 +148,14 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
     statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
     watch.phase("solve")
     if job.plan is None:
-        return refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics), statistics
-    return doubted_plan(prepared.model, prepared.plan, statistics, watch.warn), statistics  # it is the user's word
+        plan = refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics)
+        plan = fill_in(prepared.model, plan, prepared.recipe, watch.warn)
+    else:  # a plan that was given is the user's word
+        plan = doubted_plan(prepared.model, prepared.plan, statistics, watch.warn)
+    if any(is_undecided(entry) for entry in plan.entries):
+        samples = _step_samples(job, prepared.recipe, prepared.source)
+        plan = choose(prepared.model, plan, statistics, samples, watch, threads=threads_of(job))
+    return plan, statistics
 
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
@@ -181,7 +189,7 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     if prepared.calibration is None:
         raise NothingToDoError(
             "static quantization needs samples to calibrate with",
-            "name a folder with -d, or 'samples' in the recipe; the presets int8-weights and int8-dynamic need none",
+            "name a folder with -d, or 'samples' in the recipe; int8-weights, int8-dynamic, int8-data-free need none",
         )
     key = _cache_key(job, prepared, requests)
     known = find_statistics(key) if key is not None else None

@@ -64,8 +64,13 @@ def doubted_plan(model: Model, plan: Plan, statistics: Statistics, warn: Callabl
 def _judge(model: Model, plan: Plan, statistics: Statistics) -> Unfit:
     scales = activation_scales(model, plan, statistics)
     values: dict[str, str] = {}
+    asked = {request.value for request in statistics.header.requests}
     for entry in plan.entries:
-        if entry.site.role not in (Role.INPUT, Role.OUTPUT) or entry.site.value in values:
+        if (
+            entry.site.role not in (Role.INPUT, Role.OUTPUT)
+            or entry.site.value in values
+            or entry.site.value not in asked
+        ):
             continue
         known = measured(model, entry, statistics)
         if known is None:

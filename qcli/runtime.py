@@ -50,10 +50,11 @@ class Session:
     """A model loaded for running.
 
     `threads` counts the threads inside an operator. With `optimize` off the graph runs as written, every
-    QuantizeLinear and DequantizeLinear included. `optimized_to` saves the graph that really runs. `arena` off
-    trades speed for memory that is given back after each run; `spin` off lets idle threads sleep, so that two
-    sessions timed in turn do not steal each other's cores. `lean` leaves the weights in the files that they lie in, at
-    the cost of speed, instead of laying copies of them out for the kernels.
+    QuantizeLinear and DequantizeLinear included; with `fuse_qdq` off these alone stay as they are, and what stands
+    between them computes in float. `optimized_to` saves the graph that really runs. `arena` off trades speed for memory
+    that is given back after each run; `spin` off lets idle threads sleep, so that two sessions timed in turn do not
+    steal each other's cores. `lean` leaves the weights in the files that they lie in, at the cost of speed, instead of
+    laying copies of them out for the kernels.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Session:
         arena: bool = True,
         spin: bool = True,
         lean: bool = False,
+        fuse_qdq: bool = True,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -73,6 +75,7 @@ class Session:
         options.log_severity_level = _SILENT
         options.enable_cpu_mem_arena = arena
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+        options.add_session_config_entry("session.disable_quant_qdq", str(int(not fuse_qdq)))
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if optimized_to is not None:

@@ -16,7 +16,7 @@ from qcli.graph import Model, Node, Value, constant_of, node_key
 from qcli.layers import bias_layer
 from qcli.learn import inputs_of, learned, learned_requests, learns
 from qcli.pairs import pair_floor
-from qcli.plugins import create, names
+from qcli.plugins import choice_of, create, names
 from qcli.statistics import Statistics
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Request, Role, Scale
 
@@ -49,11 +49,19 @@ def requests_of(plan: Plan, model: Model) -> tuple[Request, ...]:
     """The statistics that the plan's activation ranges need."""
     values = _values(model)
     wanted = [
-        Request(value=entry.site.value, statistic=create("ranges", entry.range).statistic)
+        Request(value=entry.site.value, statistic=statistic)
         for entry in plan.entries
-        if _is_activation(entry, values)
+        if _is_activation(entry, values) and (statistic := create("ranges", entry.range).statistic) is not None
     ]
-    return tuple(dict.fromkeys((*wanted, *learned_requests(plan, model).values())))
+    ranges = () if _is_data_free(plan) else wanted
+    return tuple(dict.fromkeys((*ranges, *learned_requests(plan, model).values())))
+
+
+def _is_data_free(plan: Plan) -> bool:
+    """True if activations have ranges that need no samples and, beside those, only such as are given."""
+    activations = [entry.range for entry in plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)]
+    measured = [spec for spec in activations if create("ranges", spec).statistic is not None]
+    return len(measured) < len(activations) and all(choice_of(spec).name == "fixed" for spec in measured)
 
 
 def wishes_of(plan: Plan, model: Model) -> tuple[Request, ...]:
@@ -99,9 +107,9 @@ def _seen(entry: Entry, statistics: Statistics) -> Distribution | None:
     return seen(entry.site.value, create("ranges", entry.range).statistic, statistics)
 
 
-def seen(value: str, wanted: str, statistics: Statistics) -> Distribution | None:
+def seen(value: str, wanted: str | None, statistics: Statistics) -> Distribution | None:
     """The values seen, by the statistic `wanted` or else by another; None if none was measured or nothing was there."""
-    for statistic in dict.fromkeys((wanted, *names("stats"))):
+    for statistic in dict.fromkeys((*([wanted] if wanted is not None else []), *names("stats"))):
         try:
             return statistics.get(Request(value=value, statistic=statistic)).distribution()
         except (InputError, UsageError):  # nothing was seen, or this was not asked for
@@ -128,7 +136,7 @@ class _Solver:
         """Each value gets the interval of its own range; tied values share the union of theirs."""
         entries = [entry for entry in self._plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)]
         intervals = {site_key(entry): self._interval(entry) for entry in entries}
-        groups = _tied(self._plan)
+        groups = tied(self._plan)
         shared: dict[str, list[Interval]] = {}
         for entry in entries:
             shared.setdefault(groups.get(entry.site.value, entry.site.value), []).append(intervals[site_key(entry)])
@@ -222,9 +230,7 @@ class _Solver:
         return floor
 
     def _interval(self, entry: Entry) -> Interval:
-        distribution = self._distribution(entry)
-        if distribution is None:
-            return Interval(lower=np.zeros(1), upper=np.zeros(1))
+        distribution = self._distribution(entry) or _NOTHING
         interval: Interval = create("ranges", entry.range).interval(distribution, entry.grid)
         return interval
 
@@ -298,7 +304,7 @@ def _union(intervals: list[Interval]) -> Interval:
     return Interval(lower=lower, upper=np.max([interval.upper for interval in intervals], axis=0))
 
 
-def _tied(plan: Plan) -> dict[str, str]:
+def tied(plan: Plan) -> dict[str, str]:
     """The representative of each tied value's group."""
     parent: dict[str, str] = {}
 

@@ -87,6 +87,10 @@ class Preprocess(Noun, frozen=True, kw_only=True):
         """[height, width, channels] float32, each the correctly rounded (pixel * scale - mean) / std."""
         return self._table()[pixels, np.arange(self.channel_count)]
 
+    def values_of_codes(self) -> FloatArray:
+        """[256, channels] float32: what each code of a pixel becomes."""
+        return self._table()
+
     def _table(self) -> FloatArray:
         """[256, channels]: the value of each code, computed in float64 and rounded once."""
         codes = np.arange(256, dtype=np.float64)[:, None]

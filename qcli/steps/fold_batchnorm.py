@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcli.graph import Graph, Model, Node, constant_of, infer_shapes, sole_consumer
+from qcli.layers import note_batchnorm
 from qcli.steps._base import Step
 from qcli.steps._fold import fold_affine_into
 from qcli.types import Array
@@ -35,7 +36,11 @@ def _fold(graph: Graph, node: Node) -> bool:
     layer = source.producer() if source is not None else None
     if terms is None or source is None or layer is None or sole_consumer(source) is not node:
         return False
-    return fold_affine_into(graph, layer, node, *terms)
+    beta, gamma = constant_of(node.inputs[2]), constant_of(node.inputs[1])
+    folded = fold_affine_into(graph, layer, node, *terms)
+    if folded and layer.op_type != "MatMul":  # whose offset is a node of its own
+        note_batchnorm(layer, np.asarray(beta), np.asarray(gamma))
+    return folded
 
 
 def _affine(node: Node) -> tuple[Array, Array] | None:

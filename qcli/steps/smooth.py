@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
@@ -41,6 +41,8 @@ class Smooth(MeasuredStep, frozen=True, kw_only=True):
     the outputs most, that of 8-bit weights included; none if that gains less than `gain_db`, or less than `div_gain_db`
     where it costs a Div of its own. What is chosen on one half of the samples is tried on the other.
     """
+
+    worth_db: ClassVar[float | None] = 0.05
 
     alphas: tuple[Annotated[float, msgspec.Meta(ge=0, le=1)], ...] = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     gain_db: float = 1.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class SplitOutliers(MeasuredStep, frozen=True, kw_only=True):
     Of the numbers of channels up to `limit`, the one with the best gain is taken, where each channel must be worth
     `price_db`. The error is that of an input and a weight of 8 bits. Exact in float.
     """
+
+    worth_db: ClassVar[float | None] = 1.0
 
     gain_db: float = 6.0
     price_db: float = 0.5
