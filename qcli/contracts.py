@@ -138,6 +138,10 @@ class FinishingWork(Protocol):
         """Each bias takes in what its layer's output is off on average, layer after layer (needs samples)."""
         ...
 
+    def refine_ranges(self, factors: tuple[float, ...], limit: int) -> None:
+        """Activation ranges change by `factors` where the model's output gains; of `limit` values at most."""
+        ...
+
 
 def broadcast(vector: npt.NDArray[np.generic], rank: int, axis: int | None) -> npt.NDArray[np.generic]:
     """`vector` [channels] shaped so that it broadcasts along `axis` of an array of `rank` dimensions.

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from qcli.apply import apply_plan
 from qcli.graph import Model
 from qcli.held_out import Trial
 from qcli.in_order import has_order, learn_in_order
 from qcli.plugins import choice_of, create
-from qcli.solve import Solution
+from qcli.range_search import RangeSearch
+from qcli.solve import Solution, with_fitting_biases
+from qcli.statistics import Statistics
 from qcli.types import Plan, Spec
 from qcli.watch import Watch
 
 _LEARNING = "learning layer after layer"
+
+
+class Settled(NamedTuple):
+    """What a solution was made for, and of."""
+
+    model: Model
+    plan: Plan
+    statistics: Statistics
 
 
 class Finishing:
@@ -22,9 +33,10 @@ class Finishing:
     `trial` is None without samples.
     """
 
-    def __init__(self, model: Model, plan: Plan, solution: Solution, trial: Trial | None, watch: Watch) -> None:
-        self._model = model
-        self._plan = plan
+    def __init__(self, work: Settled, solution: Solution, trial: Trial | None, watch: Watch) -> None:
+        self._model = work.model
+        self._plan = work.plan
+        self._statistics = work.statistics
         self.solution = solution
         self._trial = trial
         self._watch = watch
@@ -36,6 +48,20 @@ class Finishing:
 
     def correct_biases(self) -> None:
         self._learn(biases=True)
+
+    def refine_ranges(self, factors: tuple[float, ...], limit: int) -> None:
+        if self._trial is None:
+            return
+        yardstick = self._trial.yardstick
+
+        def judge(solution: Solution) -> tuple[float, ...] | None:
+            return yardstick.halves(apply_plan(self._model, self._plan, solution))
+
+        def settle(solution: Solution) -> Solution | None:
+            return with_fitting_biases(self._model, self._plan, solution)
+
+        search = RangeSearch(self._plan, self._statistics, judge, settle, self._watch.progress)
+        self.solution = search.run(self.solution, factors, limit)
 
     def run(self, steps: tuple[Spec, ...]) -> Solution:
         """The solution after roundings that learn in order, and after all steps."""

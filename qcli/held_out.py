@@ -47,19 +47,66 @@ class Part:
                 yield sample
 
 
+class Yardstick:
+    """Compares models with the float model on up to `most` samples, whose results in float are computed once."""
+
+    def __init__(self, source: Model, samples: Samples, threads: int, most: int = _MOST_COMPARED) -> None:
+        self._most = most
+        self._source = source
+        self._samples = samples
+        self._threads = threads
+        self._reference: list[dict[str, Any]] = []
+
+    def decibels(self, quantized: Model) -> float | None:
+        """The signal-to-noise ratio of the worst output; None without a float output."""
+        found = self._measured(quantized, 1)
+        return found[0] if found is not None else None
+
+    def halves(self, quantized: Model) -> tuple[float, ...] | None:
+        """The same on every other sample, and on the rest."""
+        return self._measured(quantized, 2)
+
+    def _measured(self, quantized: Model, parts: int) -> tuple[float, ...] | None:
+        result = Session(quantized.runnable(), threads=self._threads)
+        meters: list[dict[str, Sqnr]] = [{} for _ in range(parts)]
+        for number, (feeds, expected) in enumerate(self._compared()):
+            given = result.run(feeds)
+            for name, value in expected.items():
+                meters[number % parts].setdefault(name, Sqnr()).update(value, given[name])
+        if not all(meters):
+            return None
+        return tuple(min(meter.value() for meter in part.values()) for part in meters)
+
+    def _compared(self) -> Iterator[tuple[Mapping[str, Array], dict[str, Any]]]:
+        """Inputs with the float model's results, which are computed once and kept within bounds."""
+        if self._reference:
+            for (_, feeds), expected in zip(self._samples.feeds(), self._reference, strict=False):
+                yield feeds, expected
+            return
+        session = Session(self._source.runnable(), threads=self._threads)
+        kept = 0
+        for _, feeds in islice(self._samples.feeds(), self._most):
+            expected = {name: value for name, value in session.run(feeds).items() if _is_float(value)}
+            kept += sum(value.nbytes for value in expected.values())
+            if self._reference and kept > _MOST_BYTES:
+                return
+            self._reference.append(expected)
+            yield feeds, expected
+
+
 class Trial:
     """Quantizes models by one recipe on some samples, and compares them with the float model on the others.
 
-    Every `stride`-th sample is held out; up to 32 of these are compared.
+    Every `stride`-th sample is held out. `yardstick` measures on those that are not.
     """
 
     def __init__(self, source: Model, recipe: Recipe, samples: Samples, *, stride: int = 2, threads: int = 1) -> None:
-        self._source = source
         self._recipe = recipe
         self.fit = Part(samples, stride, held_out=False)
         self.judge = Part(samples, stride, held_out=True)
         self._threads = threads
-        self._reference: list[dict[str, Any]] = []
+        self._held_out = Yardstick(source, self.judge, threads)
+        self.yardstick = Yardstick(source, self.fit, threads, 2 * _MOST_COMPARED)
 
     def decibels(self, model: Model) -> float | None:
         """The signal-to-noise ratio of the worst output; None if the model cannot be quantized and compared."""
@@ -72,13 +119,7 @@ class Trial:
 
     def compare(self, quantized: Model) -> float | None:
         """The same for a model that is quantized already."""
-        result = Session(quantized.runnable(), threads=self._threads)
-        meters: dict[str, Sqnr] = {}
-        for feeds, expected in self._compared():
-            given = result.run(feeds)
-            for name, value in expected.items():
-                meters.setdefault(name, Sqnr()).update(value, given[name])
-        return min((meter.value() for meter in meters.values()), default=None)
+        return self._held_out.decibels(quantized)
 
     def _quantized(self, model: Model) -> Model:
         infer_shapes(model)
@@ -89,22 +130,6 @@ class Trial:
             statistics = collect(model, statistics, self.fit, threads=self._threads)
         plan = refine_plan(model, self._recipe, plan, statistics)
         return apply_plan(model, plan, solve(model, plan, statistics))
-
-    def _compared(self) -> Iterator[tuple[Mapping[str, Array], dict[str, Any]]]:
-        """Held-out inputs with the float model's results, which are computed once and kept within bounds."""
-        if self._reference:
-            for (_, feeds), expected in zip(self.judge.feeds(), self._reference, strict=False):
-                yield feeds, expected
-            return
-        session = Session(self._source.runnable(), threads=self._threads)
-        kept = 0
-        for _, feeds in islice(self.judge.feeds(), _MOST_COMPARED):
-            expected = {name: value for name, value in session.run(feeds).items() if _is_float(value)}
-            kept += sum(value.nbytes for value in expected.values())
-            if self._reference and kept > _MOST_BYTES:
-                return
-            self._reference.append(expected)
-            yield feeds, expected
 
 
 def _is_float(value: Any) -> bool:

@@ -21,7 +21,7 @@ from qcli.doubts import doubts
 from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.files import scratch_folder
-from qcli.finish import Finishing
+from qcli.finish import Finishing, Settled
 from qcli.gates import check_gates, evaluate, refuse_unrun
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
 from qcli.held_out import Trial
@@ -160,17 +160,17 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     plan, statistics = settle_job(job, prepared, watch)
-    solution = finish_job(job, prepared, solve(prepared.model, plan, statistics), plan, watch)
+    solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan
 
 
-def finish_job(job: QuantizeJob, prepared: Prepared, solution: Solution, plan: Plan, watch: Watch) -> Solution:
-    """The solution after what is learned from the quantized model itself."""
+def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch) -> Solution:
+    """The solution, after what is learned from the quantized model itself."""
     trial: Trial | None = None
     if prepared.calibration is not None and means_of(budget_of(job.max_memory), prepared.source).runs:
         trial = Trial(prepared.source, prepared.recipe, prepared.calibration, stride=4, threads=threads_of(job))
-    return Finishing(prepared.model, plan, solution, trial, watch).run(prepared.recipe.finish)
+    return Finishing(work, solve(*work), trial, watch).run(prepared.recipe.finish)
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:

@@ -88,6 +88,15 @@ def solve(model: Model, plan: Plan, statistics: Statistics) -> Solution:
     return solver.solution
 
 
+def with_fitting_biases(model: Model, plan: Plan, solution: Solution) -> Solution | None:
+    """The solution with biases in the scales of its inputs and weights; None if one does not fit into int32."""
+    solver = _Solver(model, plan, Statistics.empty(()), Solution(dict(solution.scales), dict(solution.codes)))
+    solver.biases()
+    ends = (-_INT32_MAX - 1, _INT32_MAX)
+    biases = (solver.solution.codes[site_key(entry)] for entry in plan.entries if entry.site.role is Role.BIAS)
+    return None if any(np.isin(np.asarray(codes), ends).any() for codes in biases) else solver.solution
+
+
 def activation_scales(model: Model, plan: Plan, statistics: Statistics) -> dict[SiteKey, Scale]:
     """The scales of the activations alone."""
     solver = _Solver(model, plan, statistics)
@@ -121,7 +130,7 @@ _NOTHING = Distribution(lower=np.zeros(1), upper=np.zeros(1), points=np.zeros((1
 
 
 class _Solver:
-    def __init__(self, model: Model, plan: Plan, statistics: Statistics) -> None:
+    def __init__(self, model: Model, plan: Plan, statistics: Statistics, known: Solution | None = None) -> None:
         self._plan = plan
         self._statistics = statistics
         self._large = model.large
@@ -130,7 +139,10 @@ class _Solver:
         self._by_value: dict[str, Scale] = {}
         self._target = create("targets", plan.target)
         self._learned = learned_requests(plan, model)
-        self.solution = Solution()
+        self.solution = known or Solution()
+        for entry in plan.entries if known is not None else ():
+            if entry.site.role is Role.OUTPUT or entry.site.value not in self._by_value:
+                self._by_value[entry.site.value] = self.solution.scales[site_key(entry)]
 
     def activations(self) -> None:
         """Each value gets the interval of its own range; tied values share the union of theirs."""

@@ -30,7 +30,7 @@ LAYERS = {
     "what is left over": ("opsets", "stored"),
     "stages": ("plan", "data_free", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
     "after the measurement": ("refine", "apply", "doubts", "job_files"),
-    "learning in place": ("held_out", "in_order", "choose"),
+    "learning in place": ("held_out", "in_order", "choose", "range_search"),
     "finishing": ("finish",),
     "jobs": ("pipeline", "side_by_side", "check"),
     "job by job": ("stages", "analysis.*"),
