@@ -14,7 +14,8 @@ from qcli.contracts import broadcast
 from qcli.errors import InputError
 from qcli.graph import Model, Node, constant_of, node_key
 from qcli.plugins import create
-from qcli.roundings._learned import LearnedRounding, Moments, Rows
+from qcli.responses import response_of
+from qcli.roundings._learned import Answer, LearnedRounding, Moments, Rows
 from qcli.roundings._quadratic import damped, error_of, refitted
 from qcli.statistics import Statistics
 from qcli.types import Array, Entry, Plan, Request, Role, Scale, Window
@@ -151,7 +152,8 @@ class Problem:
         steps, zero = self._along(scale.scale, scale), self._along(scale.zero_point, scale)
         shape = self.weight.shape[:2]
         lowest, highest = (np.broadcast_to(end - zero[..., 0], shape) for end in (scale.lowest, scale.highest))
-        return Rows(exact=(self.weight if target is None else target) / steps, lowest=lowest, highest=highest)
+        exact, answer = (self.weight if target is None else target) / steps, self._answer(steps[..., 0])
+        return Rows(exact=exact, lowest=lowest, highest=highest, answer=answer)
 
     def stored(self, codes: Array, scale: Scale) -> Float64Array:
         """The inverse of `codes`."""
@@ -161,6 +163,16 @@ class Problem:
     def steps(self, scale: Scale) -> Float64Array:
         """The step of each row, or of all, [groups or 1, R or 1, 1]."""
         return self._along(scale.scale, scale)
+
+    def _answer(self, steps: Float64Array) -> Answer | None:
+        """The layer's response in units of `steps` [groups or 1, R or 1]; None for blocks, which are parts of it."""
+        groups, channels, _ = self.weight.shape
+        found = response_of(self._node, groups * channels) if self._window.blocks == 1 else None
+        if found is None:
+            return None
+        bias = found.bias.reshape(groups, channels) / steps
+        lower, upper = (np.broadcast_to(end / steps, bias.shape) for end in (found.lower, found.upper))
+        return Answer(bias=bias, lower=lower, upper=upper, slope=found.slope)
 
     def _along(self, vector: Array, scale: Scale) -> Float64Array:
         """A vector of one value for each channel, or for all, as [groups or 1, R or 1, 1]."""
