@@ -44,7 +44,7 @@ from qcli.types import Plan, Role
 from qcli.watch import Watch
 from qcli.windows import rows_of
 
-LEARNED = ("gptq", "coordinate")
+LEARNED = ("gptq", "coordinate", "{adaround: {iterations: 50}}")
 
 
 def learning(rounding: str, bits: int = 8, granularity: str = "channel") -> tuple[str, ...]:
@@ -109,8 +109,8 @@ KINDS = (
 def test_learning_lowers_the_error_of_a_layer(kind: str, rounding: str, granularity: str) -> None:
     proto, stream = one_layer(kind)
     recipe = "int8-minmax"
-    nearest = quantized_of(proto, recipe, stream, learning("nearest", 4, granularity))
-    better = quantized_of(proto, recipe, stream, learning(rounding, 4, granularity))
+    nearest = quantized_of(proto, recipe, stream, learning("nearest", 5, granularity))
+    better = quantized_of(proto, recipe, stream, learning(rounding, 5, granularity))
     assert learners(better.plan, better.source), "it learns"
     assert unlearned(better.plan, better.source, better.statistics) == {}
     assert output_error(proto, better, stream) < 0.9 * output_error(proto, nearest, stream)
@@ -119,8 +119,8 @@ def test_learning_lowers_the_error_of_a_layer(kind: str, rounding: str, granular
 @pytest.mark.parametrize("rounding", LEARNED)
 def test_learning_lowers_the_error_of_a_network(rounding: str) -> None:
     proto, stream = conv_net(), alike((1, 3, 8, 8))
-    nearest = quantized_of(proto, "int8-minmax", stream, learning("nearest", 4))
-    better = quantized_of(proto, "int8-minmax", stream, learning(rounding, 4))
+    nearest = quantized_of(proto, "int8-minmax", stream, learning("nearest", 5))
+    better = quantized_of(proto, "int8-minmax", stream, learning(rounding, 5))
     assert len(learners(better.plan, better.source)) == 4
     assert output_error(proto, better, stream) < 0.7 * output_error(proto, nearest, stream)
 
@@ -295,8 +295,8 @@ def test_what_does_not_fit_is_seen_in_blocks(monkeypatch: pytest.MonkeyPatch) ->
     cut = learned_requests(plan, source)
     blocks = {node: request.window.blocks for node, request in cut.items() if request.window}
     assert blocks == {"c1": 3, "c2": 1, "c3": 2, "y": 2}
-    quantized = quantized_of(proto, "int8-minmax", stream, learning("coordinate", 4))
-    nearest = quantized_of(proto, "int8-minmax", stream, learning("nearest", 4))
+    quantized = quantized_of(proto, "int8-minmax", stream, learning("coordinate", 5))
+    nearest = quantized_of(proto, "int8-minmax", stream, learning("nearest", 5))
     assert output_error(proto, quantized, stream) < output_error(proto, nearest, stream)
 
 

@@ -82,7 +82,8 @@ def _room(patches: FloatArray) -> int:
 
 def _hashes_of(patches: FloatArray) -> Hashes:
     """A hash uint64 [n] of each patch of [groups, K, n]: multilinear, then mixed (the finalizer of splitmix64)."""
-    words = patches.reshape(-1, patches.shape[2]).view(np.uint32)
+    groups, size, places = patches.shape
+    words = patches.reshape(groups * size, places).view(np.uint32)
     sums = np.zeros(words.shape[1], np.uint64)
     for begin in range(0, len(words), 64):
         part = words[begin : begin + 64]
