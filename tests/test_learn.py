@@ -33,7 +33,7 @@ from qcli.calibrate import collect
 from qcli.errors import UsageError
 from qcli.graph import Model, constant_of, node_key, normalize_graph
 from qcli.job import QuantizeJob
-from qcli.learn import doubts_about_learning, learned_requests, learners, unlearned
+from qcli.learn import Problem, doubts_about_learning, learned_requests, learners, unlearned
 from qcli.pipeline import calibrate_job, quantize
 from qcli.plan import make_plan
 from qcli.recipe import load_recipe
@@ -42,7 +42,7 @@ from qcli.solve import requests_of, solve
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Plan, Role
 from qcli.watch import Watch
-from qcli.windows import rows_of
+from qcli.windows import rows_of, window_of
 
 LEARNED = ("gptq", "coordinate", "{adaround: {iterations: 50}}")
 
@@ -392,3 +392,40 @@ def test_weights_are_the_only_ones_that_learn() -> None:
     entries = tuple(msgspec.structs.replace(entry, rounding="gptq") for entry in plan.entries)
     learners_ = learners(msgspec.structs.replace(plan, entries=entries), source)
     assert {entry.site.role for entry in learners_} == {Role.WEIGHT}
+
+
+def test_rows_know_what_becomes_of_the_product() -> None:
+    quantized = quantized_of(conv_net(), "int8-minmax", alike((1, 3, 8, 8)), learning("gptq"))
+    nodes = {node_key(item): item for item in quantized.source.nodes()}
+    found = {}
+    for name, request in learned_requests(quantized.plan, quantized.source).items():
+        assert request.window is not None
+        scale = quantized.solution.scales[(name, "weight", 1)]
+        problem = Problem(nodes[name], np.asarray(constant_of(nodes[name].inputs[1])), request.window)
+        found[name] = (problem.rows(scale).answer, problem.steps(scale)[..., 0])
+    assert found["c3"][0] is None and found["y"][0] is None
+    relu, steps = found["c1"]
+    assert relu is not None and (relu.lower == 0).all() and (relu.upper == np.inf).all() and relu.slope == 1
+    np.testing.assert_allclose(relu.bias * steps, normal(1, 8)[None] / 5, rtol=1e-6)
+    clip, steps = found["c2"]
+    assert clip is not None and not clip.bias.any()
+    np.testing.assert_allclose(clip.upper * steps, np.full((8, 1), 6.0))
+
+
+def test_blocks_are_parts_of_a_product_and_know_nothing_of_what_becomes_of_it() -> None:
+    quantized = quantized_of(conv_net(), "int8-minmax", alike((1, 3, 8, 8)), learning("gptq"))
+    layer = next(item for item in quantized.source.nodes() if node_key(item) == "c1")
+    window = window_of(layer, 10)
+    assert window is not None and window.blocks == 3
+    rows = Problem(layer, np.asarray(constant_of(layer.inputs[1])), window).rows(
+        quantized.solution.scales[("c1", "weight", 1)]
+    )
+    assert rows.answer is None and rows.exact.shape == (3, 8, 9)
+
+
+def test_adaround_learns_layer_after_layer_too(tmp_path: Path) -> None:
+    rounding = "{adaround: {sequential: true, iterations: 40}}"
+    quantize(job(tmp_path, settings=(f"rules=[{{match: {{role: weight}}, rounding: {rounding}}}]",)))
+    first = (tmp_path / "out.onnx").read_bytes()
+    quantize(job(tmp_path, settings=(f"rules=[{{match: {{role: weight}}, rounding: {rounding}}}]",), threads=3))
+    assert (tmp_path / "out.onnx").read_bytes() == first

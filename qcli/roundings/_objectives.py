@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from qcli.roundings._learned import Answer, PatchSample, Rows
 from qcli.roundings._quadratic import error_of
-from qcli.types import FloatArray
+from qcli.types import Array, FloatArray
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -86,33 +86,34 @@ class Sampled:
             for vector in (answer.bias, answer.lower, answer.upper)
         )
         self._products: FloatArray = np.asarray(rows.exact.astype(np.float32) @ self._patches + bias, np.float32)
+        self._exact_response = self._response(self._products)[0]
         self._batch = min(batch, len(weights))
         self._batches = max(1, len(weights) // self._batch)
 
     def gradient(self, wrong: FloatArray, turn: int) -> FloatArray:
         begin = turn % self._batches * self._batch
-        patches = self._patches[..., begin : begin + self._batch]
-        exact = self._products[..., begin : begin + self._batch]
-        moved = exact + wrong @ patches
-        share = self._weights[begin : begin + self._batch] / np.float32(self._batch)
-        error = (self._respond(moved) - self._respond(exact)) * self._slopes(moved) * share
-        return np.asarray(error @ np.swapaxes(patches, 1, 2), np.float32)
+        part = slice(begin, begin + self._batch)
+        moved = self._products[..., part] + wrong @ self._patches[..., part]
+        response, slopes = self._response(moved)
+        error = response - self._exact_response[..., part]
+        error *= slopes
+        error *= self._weights[part] / np.float32(self._batch)
+        return np.asarray(error @ np.swapaxes(self._patches[..., part], 1, 2), np.float32)
 
     def active(self) -> Float64Array:
         """The share of the patches [groups, R] on which the output follows the product."""
-        return np.asarray(self._slopes(self._products) ** 2 @ self._weights / self._weights.sum(), np.float64)
+        slopes = self._response(self._products)[1].astype(np.float32)
+        return np.asarray(slopes**2 @ self._weights / self._weights.sum(), np.float64)
 
     def error(self, codes: Float64Array) -> Float64Array:
         moved = self._products + np.asarray((codes - self._exact).astype(np.float32) @ self._patches, np.float32)
-        wrong = np.square(self._respond(moved) - self._respond(self._products), dtype=np.float64)
+        wrong = np.square(self._response(moved)[0] - self._exact_response, dtype=np.float64)
         return np.asarray(wrong @ self._weights.astype(np.float64) / len(self._weights), np.float64)
 
-    def _respond(self, products: FloatArray) -> FloatArray:
-        bent = np.where(products < 0, products * np.float32(self._answer.slope), products)
-        return np.asarray(np.clip(bent, self._lower, self._upper), np.float32)
-
-    def _slopes(self, products: FloatArray) -> FloatArray:
-        slope = np.float32(self._answer.slope)
-        bent = np.where(products < 0, products * slope, products)
-        inside = (bent > self._lower) & (bent < self._upper)
-        return np.asarray(np.where(products < 0, slope, np.float32(1)) * inside, np.float32)
+    def _response(self, products: FloatArray) -> tuple[FloatArray, Array]:
+        """f and its slope, both [groups, R, n]."""
+        steep = np.float32(self._answer.slope)
+        bent = products if steep == 1 else np.where(products < 0, products * steep, products)
+        response = bent.clip(self._lower, self._upper)
+        inside = response == bent
+        return response, inside if steep == 1 else np.where(products < 0, steep, np.float32(1)) * inside
