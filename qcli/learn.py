@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from math import prod
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,11 +14,12 @@ from qcli.contracts import broadcast
 from qcli.errors import InputError
 from qcli.graph import Model, Node, constant_of, node_key
 from qcli.plugins import create
-from qcli.roundings._learned import LearnedRounding, Moments, Rows
+from qcli.responses import response_of
+from qcli.roundings._learned import Answer, LearnedRounding, Moments, Rows
 from qcli.roundings._quadratic import damped, error_of, refitted
 from qcli.statistics import Statistics
 from qcli.types import Array, Entry, Plan, Request, Role, Scale, Window
-from qcli.windows import rows_of, weight_of, window_of
+from qcli.windows import reads_of, rows_of, weight_of, window_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -35,19 +36,71 @@ def learned_requests(plan: Plan, model: Model) -> dict[str, Request]:
 
 
 def learners(plan: Plan, model: Model) -> list[Entry]:
-    """The weights of the main graph whose rounding learns, where the layer is a product of matrices."""
-    if model.large:
-        return []
-    here = {node_key(node) for node in model.graph}
+    """The weights whose rounding learns, as far as they can: see `unlearned`."""
+    return [entry for entry, reason in _verdicts(plan, model) if not reason]
+
+
+def doubts_about_learning(plan: Plan, model: Model, statistics: Statistics) -> list[str]:
+    """A sentence for each reason for which weights cannot learn from samples though their rounding does."""
+    found = unlearned(plan, model, statistics)
     return [
-        entry
-        for entry in plan.entries
-        if entry.site.role is Role.WEIGHT and entry.site.node in here and entry.site.operand == 1 and learns(entry)
+        f"{len(values)} weights are rounded without samples, {reason}: {_some(values)}"
+        for reason, values in found.items()
     ]
+
+
+def _some(values: list[str]) -> str:
+    return ", ".join((*values[:3], "…") if len(values) > 3 else values)
+
+
+def unlearned(plan: Plan, model: Model, statistics: Statistics) -> dict[str, list[str]]:
+    """The values of the weights whose rounding should learn but cannot, by reason; they are rounded without data."""
+    found: dict[str, list[str]] = {}
+    requests = learned_requests(plan, model)
+    for entry, graph_reason in _verdicts(plan, model):
+        request = requests.get(entry.site.node) if not graph_reason else None
+        unseen = request is not None and not _seen(statistics.get(request))
+        reason = graph_reason or ("as no sample reaches them" if unseen else "")
+        if reason:
+            found.setdefault(reason, []).append(entry.site.value)
+    return found
 
 
 def learns(entry: Entry) -> bool:
     return isinstance(create("roundings", entry.rounding), LearnedRounding)
+
+
+def _verdicts(plan: Plan, model: Model) -> Iterator[tuple[Entry, str]]:
+    """Every weight whose rounding learns, with the reason why it cannot, or an empty one."""
+    here = {node_key(node): node for node in model.graph}
+    weights = [entry for entry in plan.entries if entry.site.role is Role.WEIGHT]
+    readers = Counter(_decided(entry) for entry in weights)
+    for entry in weights:
+        if not learns(entry):
+            continue
+        node = here.get(entry.site.node)
+        if model.large:
+            yield entry, "as the model is too large"
+        elif node is None:
+            yield entry, "as they belong to the body of another node"
+        elif readers[_decided(entry)] > 1:
+            yield entry, "as several nodes read them"
+        else:
+            product = entry.site.operand == 1 and window_of(node, _LARGEST) is not None
+            yield entry, "" if product else f"as this form of {entry.site.op} is no product of patches"
+
+
+def _decided(entry: Entry) -> tuple[str, str]:
+    """Weights of which this is the same get one scale and the same codes."""
+    return entry.site.value, repr((entry.grid, entry.range, entry.rounding))
+
+
+def _seen(measured: Any) -> bool:
+    try:
+        measured.moments()
+    except InputError:
+        return False
+    return True
 
 
 class Inputs(NamedTuple):
@@ -60,9 +113,7 @@ class Inputs(NamedTuple):
 def inputs_of(request: Request, statistics: Statistics) -> Inputs | None:
     """None if no sample got there."""
     measured: Any = statistics.get(request)
-    try:
-        measured.moments()
-    except InputError:
+    if not _seen(measured):
         return None
     return Inputs(measured, request.window) if request.window is not None else None
 
@@ -90,9 +141,10 @@ class Problem:
         for _ in range(rounding.refit):
             tried = self._refitted(codes, scale, products, floor)
             fresh = rounding.learn(self.rows(tried), measured)
-            if self._error(fresh, tried, products) >= self._error(codes, scale, products):
+            chosen = min((fresh, codes), key=lambda some: self._error(some, tried, products))
+            if self._error(chosen, tried, products) >= self._error(codes, scale, products):
                 break
-            codes, scale = fresh, tried
+            codes, scale = chosen, tried
         return self.codes(codes, scale), scale
 
     def rows(self, scale: Scale, target: Float64Array | None = None) -> Rows:
@@ -100,7 +152,8 @@ class Problem:
         steps, zero = self._along(scale.scale, scale), self._along(scale.zero_point, scale)
         shape = self.weight.shape[:2]
         lowest, highest = (np.broadcast_to(end - zero[..., 0], shape) for end in (scale.lowest, scale.highest))
-        return Rows(exact=(self.weight if target is None else target) / steps, lowest=lowest, highest=highest)
+        exact, answer = (self.weight if target is None else target) / steps, self._answer(steps[..., 0])
+        return Rows(exact=exact, lowest=lowest, highest=highest, answer=answer)
 
     def stored(self, codes: Array, scale: Scale) -> Float64Array:
         """The inverse of `codes`."""
@@ -110,6 +163,16 @@ class Problem:
     def steps(self, scale: Scale) -> Float64Array:
         """The step of each row, or of all, [groups or 1, R or 1, 1]."""
         return self._along(scale.scale, scale)
+
+    def _answer(self, steps: Float64Array) -> Answer | None:
+        """The layer's response in units of `steps` [groups or 1, R or 1]; None for blocks, which are parts of it."""
+        groups, channels, _ = self.weight.shape
+        found = response_of(self._node, groups * channels) if self._window.blocks == 1 else None
+        if found is None:
+            return None
+        bias = found.bias.reshape(groups, channels) / steps
+        lower, upper = (np.broadcast_to(end / steps, bias.shape) for end in (found.lower, found.upper))
+        return Answer(bias=bias, lower=lower, upper=upper, slope=found.slope)
 
     def _along(self, vector: Array, scale: Scale) -> Float64Array:
         """A vector of one value for each channel, or for all, as [groups or 1, R or 1, 1]."""
@@ -138,8 +201,7 @@ class Problem:
         """Codes [groups, R, K] without zero points as the layer stores them."""
         whole = weight_of(self._node, codes, self._window, self._shape)
         zero = broadcast(scale.zero_point, len(self._shape), scale.axis)
-        whole += zero
-        return whole.astype(scale.dtype)
+        return np.asarray(whole + zero, scale.dtype)
 
 
 def rounding_of(entry: Entry) -> LearnedRounding:
@@ -173,11 +235,5 @@ def _bytes(node: Node, request: Request) -> int:
     if weight is None or request.window is None:
         return 0
     window = request.window
-    if not window.kernel:
-        reads = max(weight.shape)
-    elif node.op_type == "ConvTranspose":
-        reads = weight.shape[0] // window.groups * prod(window.kernel)
-    else:
-        reads = prod(weight.shape[1:])
-    size = int(reads) // window.blocks + 1
+    size = reads_of(node, weight.shape, window) // window.blocks + 1
     return 16 * window.groups * window.blocks * size * size

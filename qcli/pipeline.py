@@ -28,6 +28,7 @@ from qcli.held_out import Trial
 from qcli.job import QuantizeJob
 from qcli.job_files import check_outputs, dependencies, output_path
 from qcli.latency import Effort
+from qcli.learn import doubts_about_learning
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
 from qcli.plan import check_plan, make_plan, read_plan
@@ -160,6 +161,8 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     plan, statistics = settle_job(job, prepared, watch)
+    for doubt in doubts_about_learning(plan, prepared.model, statistics):
+        watch.warn(doubt)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan

@@ -18,7 +18,7 @@ from qcli.graph import Node, constant_of, dimensions
 from qcli.types import Array, FloatArray, Window
 
 _MOST_PATCHES = 1024
-"""Patches of one sample that are looked at, evenly spread over it."""
+"""Places of one sample that are looked at, evenly spread over it."""
 
 
 def window_of(node: Node, most: int) -> Window | None:
@@ -33,9 +33,17 @@ def window_of(node: Node, most: int) -> Window | None:
         rank = len(dimensions(node.inputs[0]) or ()) if node.inputs[0] is not None else 0
         return _convolution(node, weight.shape, most) if rank == len(weight.shape) > 2 else None
     if node.op_type in ("Gemm", "MatMul") and weight.ndim == 2 and not _switch(node, "transA"):
-        size = weight.shape[1] if _switch(node, "transB") else weight.shape[0]
-        return Window(blocks=-(-size // most))
+        return Window(blocks=-(-reads_of(node, weight.shape, Window()) // most))
     return None
+
+
+def reads_of(node: Node, shape: tuple[int, ...], window: Window) -> int:
+    """The elements that one output of a layer with a weight of `shape` reads: K of all blocks of a group together."""
+    if node.op_type == "ConvTranspose":
+        return shape[0] // window.groups * prod(shape[2:])
+    if node.op_type == "Conv":
+        return prod(shape[1:])
+    return shape[1] if _switch(node, "transB") else shape[0]
 
 
 def _convolution(node: Node, shape: tuple[int, ...], most: int) -> Window | None:
@@ -46,6 +54,7 @@ def _convolution(node: Node, shape: tuple[int, ...], most: int) -> Window | None
     strides, dilations = _numbers(node, "strides", axes, 1), _numbers(node, "dilations", axes, 1)
     pads = _numbers(node, "pads", 2 * axes, 0)
     auto = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else ""
+    pads = (0,) * (2 * axes) if auto == "VALID" else pads
     auto = "" if auto in ("NOTSET", "VALID") else auto
     reads = (shape[0] // groups if turned else shape[1]) * prod(kernel)
     if not turned:
@@ -107,21 +116,24 @@ def weight_of(node: Node, rows: Array, window: Window, shape: tuple[int, ...]) -
 def patches_of(value: FloatArray, window: Window) -> FloatArray:
     """What a layer reads of `value`, float32 [groups * blocks, K, P], of at most 1,024 places.
 
-    Example: a value [1, 64, 56, 56] read by a 3x3 convolution gives [1, 576, 1024].
+    Example: a value [1, 64, 56, 56] read by a 3x3 convolution gives [1, 576, 1024]; one without elements, P = 0.
     """
-    patches = _unfolded(value, window) if window.kernel else _thinned(value.reshape(1, -1, value.shape[-1]))
+    patches = _unfolded(value, window) if window.kernel else _vectors(value)
     turned = np.ascontiguousarray(np.swapaxes(patches, 1, 2), np.float32)
     padded = _in_blocks(turned, window.blocks, 1)
-    return padded.reshape(len(turned) * window.blocks, -1, turned.shape[2])
+    groups, size, places = padded.shape
+    return padded.reshape(groups * window.blocks, size // window.blocks, places)
 
 
-def _thinned(vectors: FloatArray) -> FloatArray:
-    return vectors[:, _chosen(vectors.shape[1], _MOST_PATCHES)] if vectors.shape[1] > _MOST_PATCHES else vectors
+def _vectors(value: FloatArray) -> FloatArray:
+    """[1, P, K] of a value [..., K]."""
+    flat = value.reshape(-1, value.shape[-1])
+    return flat[None, _chosen(len(flat))]
 
 
-def _chosen(places: int, most: int) -> Array:
-    """The numbers of `most` places, or of all, evenly spread."""
-    return np.linspace(0, places - 1, min(places, most)).astype(np.intp)
+def _chosen(places: int) -> Array:
+    """The numbers of at most 1,024 places, evenly spread over all."""
+    return np.linspace(0, places - 1, min(places, _MOST_PATCHES)).astype(np.intp)
 
 
 def _unfolded(value: FloatArray, window: Window) -> FloatArray:
@@ -134,12 +146,12 @@ def _unfolded(value: FloatArray, window: Window) -> FloatArray:
     views = sliding_window_view(padded, reach, axis=tuple(range(2, 2 + axes)))
     every = (*(slice(None, None, step) for step in window.strides), *(slice(None, None, d) for d in window.dilations))
     read = views[(slice(None), slice(None), *every)]
-    samples, channels, *places = read.shape[: 2 + axes]
-    chosen = np.unravel_index(_chosen(prod(places), max(1, _MOST_PATCHES // max(samples, 1))), places)
-    index: tuple[Any, ...] = (slice(None), slice(None), *chosen)
+    samples, channels, *sizes = read.shape[: 2 + axes]
+    sample, *places = np.unravel_index(_chosen(samples * prod(sizes)), (samples, *sizes))
+    index: tuple[Any, ...] = (sample, slice(None), *places)
     picked = np.asarray(read[index], np.float32)
-    split = picked.reshape(samples, window.groups, channels // window.groups, len(chosen[0]), prod(window.kernel))
-    return split.transpose(1, 0, 3, 2, 4).reshape(window.groups, samples * len(chosen[0]), -1)
+    elements = channels // window.groups * prod(window.kernel)
+    return np.swapaxes(picked.reshape(len(sample), window.groups, elements), 0, 1)
 
 
 def _spaced(value: FloatArray, spread: tuple[int, ...]) -> FloatArray:

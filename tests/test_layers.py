@@ -20,7 +20,7 @@ LAYERS = {
     "registry": ("plugins", "contracts", "depfile", "stats._bins"),
     "the door to onnx": ("graph", "graph.*"),
     "the door to onnxruntime": ("runtime",),
-    "knowledge": ("distribution", "existing", "layers", "windows", "channels", "paired"),
+    "knowledge": ("distribution", "existing", "layers", "windows", "responses", "channels", "paired"),
     "formats, stats, samples": ("formats.*", "stats.*", "samples.*"),
     "ranges and their like": ("ranges.*", "roundings.*", "metrics.*", "targets.*", "statistics"),
     "graph plug-ins": ("encodings.*", "steps.*"),

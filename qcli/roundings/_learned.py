@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -22,15 +22,48 @@ class Moments(Protocol):
     def moments(self) -> tuple[Float64Array, Float64Array]: ...
 
 
+class PatchSample(Protocol):
+    """Patches float32 [groups, K, n], and how often each was seen, int64 [n]."""
+
+    @property
+    def patches(self) -> FloatArray: ...
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]: ...
+
+
+@runtime_checkable
+class SampledMoments(Moments, Protocol):
+    """A statistic that keeps some of the patches too."""
+
+    @property
+    def sample(self) -> PatchSample: ...
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of a row's product z before anything else reads it: f(z + bias), in units of the row's step.
+
+    f clips to `lower` and `upper` after it multiplies what lies below zero by `slope`. All but the slope are float64
+    [groups, R].
+    """
+
+    bias: Float64Array
+    lower: Float64Array
+    upper: Float64Array
+    slope: float
+
+
 class Rows(msgspec.Struct, frozen=True, kw_only=True):
     """A layer's weight in units of its steps: where each element lies between the codes, zero points taken off.
 
-    `exact` float64 [groups, R, K]; `lowest` and `highest` float64 [groups, R] are the codes that there are.
+    `exact` float64 [groups, R, K]; `lowest` and `highest` float64 [groups, R] are the codes that there are. `answer` is
+    None where nothing but linear operators is known to read the product, or where it is only a part of it.
     """
 
     exact: Float64Array
     lowest: Float64Array
     highest: Float64Array
+    answer: Answer | None = None
 
 
 class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

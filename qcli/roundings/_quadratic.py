@@ -9,10 +9,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from qcli.errors import InputError
+
 Float64Array = npt.NDArray[np.float64]
 
 Bounds = tuple[Float64Array, Float64Array]
 """The lowest and the highest code of each row, [groups, R] each."""
+
+_MOST_DAMPING = 1e3
 
 _BLOCK = 64
 """Columns whose changes reach the others together, as one product of matrices."""
@@ -34,15 +38,29 @@ def error_of(codes: Float64Array, exact: Float64Array, products: Float64Array) -
     return errors
 
 
+def better(first: Float64Array, second: Float64Array, exact: Float64Array, products: Float64Array) -> Float64Array:
+    """Of two choices of codes [groups, R, K] the one with the smaller error, row by row."""
+    worse = error_of(second, exact, products) < error_of(first, exact, products)
+    return np.where(worse[..., None], second, first)
+
+
+def nearest(exact: Float64Array, bounds: Bounds) -> Float64Array:
+    """The codes next to the exact positions [groups, R, K]."""
+    lowest, highest = bounds
+    codes: Float64Array = np.rint(exact).clip(lowest[..., None], highest[..., None])
+    return codes
+
+
 def compensate(exact: Float64Array, products: Float64Array, bounds: Bounds) -> Float64Array:
     """Rounds column after column; what each rounding errs is made up for by the columns that are still exact.
 
-    Columns with large inputs come first. Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for
-    Generative Pre-trained Transformers", algorithm 1, with its activation order.
+    Columns with large inputs come first. A row that nearest codes serve better gets those: where many codes end at a
+    bound, there is little left to make up with. Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization
+    for Generative Pre-trained Transformers", algorithm 1, with its activation order.
     """
     order = np.argsort(-np.einsum("gkk->gk", products).mean(axis=0), kind="stable")
     sorted_ = products[:, order][:, :, order]
-    upper = np.swapaxes(np.linalg.cholesky(np.linalg.inv(sorted_)), 1, 2)
+    upper = _inverse_factor(sorted_)
     left = exact[..., order].copy()
     codes = np.empty_like(left)
     size = left.shape[-1]
@@ -55,7 +73,19 @@ def compensate(exact: Float64Array, products: Float64Array, bounds: Bounds) -> F
             errors[..., column - begin] = error
             left[..., column:end] -= error[..., None] * upper[:, None, column, column:end]
         left[..., end:] -= errors @ upper[:, begin:end, end:]
-    return codes[..., np.argsort(order)]
+    return better(codes[..., np.argsort(order)], nearest(exact, bounds), exact, products)
+
+
+def _inverse_factor(products: Float64Array) -> Float64Array:
+    """The upper triangular factor of the inverses; matrices that are not quite positive are damped until they are."""
+    damping = 0.0
+    while True:
+        try:
+            return np.swapaxes(np.linalg.cholesky(np.linalg.inv(damped(products, damping))), 1, 2)
+        except np.linalg.LinAlgError:
+            damping = max(1e-6, damping * 10)
+            if damping > _MOST_DAMPING:
+                raise InputError("the statistics of a layer's inputs are damaged", "calibrate again") from None
 
 
 def descend(

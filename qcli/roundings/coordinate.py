@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from qcli.errors import UsageError
 from qcli.roundings._learned import Float64Array, LearnedRounding, Moments, Rows
 from qcli.roundings._quadratic import compensate, descend
 
@@ -18,6 +19,11 @@ class Coordinate(LearnedRounding, frozen=True, kw_only=True):
     statistic: ClassVar[str] = "gram"
 
     sweeps: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.sweeps <= 1000:
+            raise UsageError(f"sweeps must be 0 to 1000, is {self.sweeps}")
 
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off."""

@@ -25,12 +25,15 @@ _BITS = 32
 _LOWEST = -30
 """No level lies below: there, float64 has no bits left for a low part."""
 
+_HIGHEST = 31
+"""That of the largest float64."""
+
 _CHUNK = 1 << 14
 """Values in one go: their temporaries stay in the cache."""
 
 
 class ExactSum:
-    """A sum of float64 arrays of one shape; `value()` is accurate to 2**-32 of the largest addend, or better."""
+    """A sum of float64 arrays of one shape. Each addend errs by 2**-32 of the largest, of all elements, at most."""
 
     def __init__(self, level: int, high: Float64Array, low: Float64Array) -> None:
         self._level = level
@@ -43,13 +46,15 @@ class ExactSum:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> Self:
-        high, low = np.array(arrays["high"], np.float64), np.array(arrays["low"], np.float64)
-        level = int(arrays["level"])
-        if high.shape != low.shape or not (np.isfinite(high).all() and np.isfinite(low).all()):
-            raise ValueError("the parts of the sum do not fit together")
-        if not _LOWEST <= level <= -_LOWEST:
+        """What `arrays` gave. Raises KeyError or ValueError for anything else."""
+        level, high, low = (arrays[name] for name in ("level", "high", "low"))
+        if level.dtype != np.int64 or level.shape != () or not _LOWEST <= level <= _HIGHEST:
             raise ValueError("the sum has no such level")
-        return cls(level, high, low)
+        if high.dtype != np.float64 or low.dtype != np.float64 or high.shape != low.shape:
+            raise ValueError("the parts of the sum do not fit together")
+        if not (np.isfinite(high).all() and np.isfinite(low).all()):
+            raise ValueError("the sum is not finite")
+        return cls(int(level), np.array(high, order="C"), np.array(low, order="C"))
 
     def arrays(self) -> dict[str, Array]:
         return {"level": np.array(self._level, np.int64), "high": self._high, "low": self._low}
