@@ -99,8 +99,12 @@ def one_by_one() -> tuple[Variant, ...]:
 
 
 def presets() -> tuple[Variant, ...]:
-    """The presets that a user would take, as far as they are there."""
-    return tuple(Variant(name=f"`{name}`", preset=name) for name in _PRESETS if name in preset_names())
+    """The presets that a user would take, as far as they are there, and 4-bit weights that learn."""
+    known = (Variant(name=f"`{name}`", preset=name) for name in _PRESETS if name in preset_names())
+    learned = Variant(
+        name="`w4a8` + `coordinate`", preset="w4a8", settings=(f"rules=[{_COORDINATE}]",), step="coordinate"
+    )
+    return (*known, learned)
 
 
 def baseline() -> Variant:
