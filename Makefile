@@ -1,7 +1,8 @@
 # make demo   quantize a sample model and show what became of it
 # make test   all tests
 # make lint   style, types and the style budget
-# make bench  measurements, side by side with other tools where they are installed
+# make bench  measurements, side by side with other tools where they are installed; with ZOO=DIR also what each step
+#             brings on the models of a zoo, into docs/accuracy.md
 # make sweep  every model of a zoo with every preset, into docs/sweep.md; ZOO=DIR names the zoo
 # make fuzz   damaged models, recipes and samples; FUZZ_CASES=… of them, FUZZ_SEED=…
 # make clean  remove what the targets above made, except .venv
@@ -44,7 +45,10 @@ lint: $(INSTALLED)
 	$(BIN)/python tests/test_style.py
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(if $(strip $(ZOO)),--zoo $(ZOO))
+ifneq ($(strip $(ZOO)),)
+	$(BIN)/python -m benchmarks ablation --zoo $(ZOO) -o docs/accuracy.md
+endif
 
 sweep: $(INSTALLED)
 	$(BIN)/python -m benchmarks sweep --zoo $(ZOO) -o docs/sweep.md

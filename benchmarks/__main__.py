@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from benchmarks.subjects import ZOO_VARIABLE, chosen_subjects, required_zoo, subject, zoo_folder
+from benchmarks.subjects import ZOO_VARIABLE, chosen_subjects, required_zoo, sampled_subjects, subject, zoo_folder
 from qcli.errors import QcliError
 from qcli.files import check_writable, replace_file
 from qcli.report import encode_report
@@ -124,6 +124,55 @@ def sweep(
     else:
         sys.stdout.write(text)
     _write(report, json)
+
+
+@app.command()
+def ablation(
+    zoo: ZooOption = None,
+    models: ModelsOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write the tables between its markers.", show_default=False
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep all cells there. [default: out/ablation.json]", show_default=False),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Calibration samples. [default: all]", show_default=False)
+    ] = None,
+    evaluation: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Evaluation samples. [default: all]", show_default=False)
+    ] = None,
+) -> None:
+    """What each step brings; an interrupted run goes on where it was; exit code 1 if a step alone costs 0.3 dB."""
+    from benchmarks.ablation import KEPT, AblationReport, Limits, ablate
+    from benchmarks.ablation_table import ablation_markdown, check_page, falls, write_page
+
+    subjects = sampled_subjects(zoo_folder(zoo), models)
+    names = [each.name for each in subjects]
+    kept = json or KEPT
+    if json is None:
+        kept.parent.mkdir(exist_ok=True)
+    for path in (output, kept):
+        _prepare(path)
+    if output is not None:
+        check_page(output)
+
+    def save(report: AblationReport) -> None:
+        _write(report, kept)
+        if output is not None:
+            write_page(output, ablation_markdown(report, names))
+
+    report = ablate(subjects, Limits(calibration=samples, evaluation=evaluation), kept, save)
+    if output is None:
+        sys.stdout.write(ablation_markdown(report, names))
+    lines = falls(report, names)
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    if lines:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -56,6 +56,14 @@ def chosen_subjects(zoo: Path | None, names: str | None) -> list[Subject]:
     return [subject(zoo, name) for name in wanted]
 
 
+def sampled_subjects(zoo: Path | None, names: str | None) -> list[Subject]:
+    """The subjects named, or all that have samples; without a zoo the usual ones of sample_models/."""
+    if names or zoo is None:
+        return chosen_subjects(zoo, names)
+    every = [subject(zoo, path.parent.name) for path in sorted(zoo.glob("*/model.onnx"))]
+    return [found for found in every if found.calibration.is_dir()]
+
+
 def subject(zoo: Path | None, name: str) -> Subject:
     """One model of the zoo, or of sample_models/. Raises UsageError if it is not there."""
     folder = ROOT / "sample_models" if zoo is None else zoo
