@@ -108,26 +108,34 @@ class Trial:
         self._held_out = Yardstick(source, self.judge, threads)
         self.yardstick = Yardstick(source, self.fit, threads, 2 * _MOST_COMPARED)
 
-    def decibels(self, model: Model) -> float | None:
-        """The signal-to-noise ratio of the worst output; None if the model cannot be quantized and compared."""
+    def decibels(self, model: Model) -> tuple[float, ...] | None:
+        """The signal-to-noise ratio of the worst output, on either part of the samples after calibration on the other.
+
+        None if the model cannot be quantized and compared.
+        """
         if not len(self.judge):
             return None
         try:
-            return self.compare(self._quantized(model))
+            found = (self._held_out.decibels(self._quantized(model, self.fit)), self._turned(model))
         except QcliError:  # whatever it is, the job itself will meet it and say so
             return None
+        ratios = tuple(ratio for ratio in found if ratio is not None)
+        return ratios if len(ratios) == len(found) else None
+
+    def _turned(self, model: Model) -> float | None:
+        return self.yardstick.decibels(self._quantized(model, self.judge))
 
     def compare(self, quantized: Model) -> float | None:
         """The same for a model that is quantized already."""
         return self._held_out.decibels(quantized)
 
-    def _quantized(self, model: Model) -> Model:
+    def _quantized(self, model: Model, samples: Samples) -> Model:
         infer_shapes(model)
         plan = make_plan(model, self._recipe)
         requests = tuple(dict.fromkeys((*requests_of(plan, model), *wishes_of(plan, model))))
         statistics = Statistics.empty(requests)
         if requests:
-            statistics = collect(model, statistics, self.fit, threads=self._threads)
+            statistics = collect(model, statistics, samples, threads=self._threads)
         plan = refine_plan(model, self._recipe, plan, statistics)
         return apply_plan(model, plan, solve(model, plan, statistics))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from operator import sub
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +41,8 @@ _ROUNDED_DB = {"float16": 50.0, "bfloat16": 35.0}
 
 Feeds = Mapping[str, Array]
 
-Judge = Callable[[Model], float | None]
-"""How well a model comes through quantization, in dB; None if that cannot be told."""
+Judge = Callable[[Model], tuple[float, ...] | None]
+"""How well a model comes through quantization, in dB, on parts of the samples; None if that cannot be told."""
 
 
 class _Check(NamedTuple):
@@ -134,7 +135,7 @@ class _Better:
     def __init__(self, judge: Judge | None, watch: Watch) -> None:
         self._judge = judge
         self._watch = watch
-        self._known: tuple[Model, float | None] | None = None
+        self._known: tuple[Model, tuple[float, ...] | None] | None = None
 
     def of(self, before: Model, after: Model, spec: Spec) -> Model:
         worth = create("steps", spec).worth_db
@@ -143,13 +144,17 @@ class _Better:
         if self._known is None or self._known[0] is not before:
             self._known = (before, self._judge(before))
         old, new = self._known[1], self._judge(after)
-        if old is not None and (new is None or new < old + worth):
-            result = "could not be quantized then" if new is None else f"went from {old:.1f} to {new:.1f} dB"
+        if old is not None and (new is None or min(map(sub, new, old)) < worth):
+            result = "could not be quantized then" if new is None else f"went from {_shown(old)} to {_shown(new)} dB"
             name = choice_of(spec).name
             self._watch.warn(f"step '{name}' was undone: on calibration samples held out for it, the result {result}")
             return before
         self._known = (after, new)
         return after
+
+
+def _shown(ratios: tuple[float, ...]) -> str:
+    return " and ".join(f"{ratio:.1f}" for ratio in ratios)
 
 
 def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, watch: Watch) -> tuple[Model, _Check]:

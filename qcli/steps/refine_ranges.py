@@ -22,7 +22,7 @@ class RefineRanges(FinishStep, frozen=True, kw_only=True):
     of the calibration samples; the rest decides whether the result stays.
     """
 
-    factors: tuple[float, ...] = (0.7, 1.25)
+    factors: tuple[float, ...] = (0.7, 0.85, 1.2)
     limit: int = 48
 
     def __post_init__(self) -> None:
