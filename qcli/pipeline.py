@@ -14,7 +14,7 @@ from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
 from qcli.choose import choose, is_undecided
-from qcli.data_free import fill_in
+from qcli.data_free import ends_of_inputs, fill_in
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
@@ -170,7 +170,9 @@ def finish_job(job: QuantizeJob, prepared: Prepared, solution: Solution, plan: P
     trial: Trial | None = None
     if prepared.calibration is not None and means_of(budget_of(job.max_memory), prepared.source).runs:
         trial = Trial(prepared.source, prepared.recipe, prepared.calibration, stride=4, threads=threads_of(job))
-    return Finishing(prepared.model, plan, solution, trial, watch).run(prepared.recipe.finish)
+    model, recipe = prepared.model, prepared.recipe
+    finishing = Finishing(model, plan, solution, watch, trial=trial, inputs=lambda: ends_of_inputs(model, plan, recipe))
+    return finishing.run(recipe.finish)
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
