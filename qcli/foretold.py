@@ -36,12 +36,12 @@ def correct_as_foretold(
 ) -> Solution:
     """A solution with corrected biases; the solution given where nothing is known of any layer's input.
 
-    `inputs` are the ends of the model's inputs, those that are known.
+    `inputs` are the ends of the model's inputs, those that are known; nothing is assumed of the others.
     """
     layers = [layer for layer in learnable(model, plan, solution, biases=True) if layer.bias is not None]
     if not layers:
         return solution
-    known = Expectations(model.graph, _SIGMAS, inputs)
+    known = Expectations(model.graph, _SIGMAS, inputs, assume=False)
     better = Solution(dict(solution.scales), dict(solution.codes))
     found = [_correct(layer, known, better) for layer in layers]
     return better if any(found) else solution
