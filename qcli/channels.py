@@ -210,14 +210,15 @@ def _same(found: Channels, node: Node) -> bool:
     value = node.inputs[0]
     track = found.tracks.get(value) if value is not None else None
     used = sum(bool(output.name) and bool(tuple(output.uses())) for output in node.outputs)
-    if track is None or used > 1 or _rank(node.outputs[0]) != _rank(value):
+    others = any(other in found.tracks for other in node.inputs[1:] if other is not None)  # a slope that is computed
+    if track is None or others or used > 1 or _rank(node.outputs[0]) != _rank(value):
         return False
     found.tracks[node.outputs[0]] = track
     return True
 
 
 def _clip(found: Channels, node: Node) -> bool:
-    lower, upper = _bound(node, 1, -np.inf), _bound(node, 2, np.inf)
+    lower, upper = _bound(node, 1, "min", -np.inf), _bound(node, 2, "max", np.inf)
     if not lower <= 0 <= upper or not _same(found, node):
         return False
     track = found.tracks[node.outputs[0]]
@@ -225,9 +226,10 @@ def _clip(found: Channels, node: Node) -> bool:
     return True
 
 
-def _bound(node: Node, operand: int, missing: float) -> float:
+def _bound(node: Node, operand: int, attribute: str, missing: float) -> float:
+    """A bound of a Clip, which before operator set 11 was an attribute; NaN if it is computed."""
     if operand >= len(node.inputs) or node.inputs[operand] is None:
-        return missing
+        return node.attributes[attribute].as_float() if attribute in node.attributes else missing
     bound = constant_of(node.inputs[operand])
     return float(bound.reshape(-1)[0]) if bound is not None and bound.size == 1 else np.nan
 

@@ -131,14 +131,18 @@ class FinishingWork(Protocol):
 
     @property
     def samples(self) -> int:
-        """How many calibration samples there are."""
+        """How many calibration samples there are to learn from."""
         ...
 
-    def correct_biases(self) -> None:
-        """Each bias takes in what its layer's output is off on average, layer after layer (needs samples)."""
+    def correct_biases(self) -> bool:
+        """Each bias takes in what its layer's output is off on average, layer after layer. False without samples."""
         ...
 
-    def refine_ranges(self, factors: tuple[float, ...], limit: int) -> None:
+    def foretell_biases(self) -> bool:
+        """The same without samples, where BatchNormalization says what a layer reads; False if it does nowhere."""
+        ...
+
+    def refine_ranges(self, factors: tuple[float, ...], limit: int) -> bool:
         """Activation ranges change by `factors` where the model's output gains; of `limit` values at most."""
         ...
 

@@ -26,7 +26,7 @@ def fill_in(model: Model, plan: Plan, recipe: Recipe, warn: Callable[[str], None
     """
     if not any(_is_open(entry) for entry in plan.entries):
         return plan
-    inputs = _ends_of_inputs(model, plan, recipe)
+    inputs = ends_of_inputs(model, plan, recipe)
     known: dict[float, Expectations] = {}
     filled: list[Entry] = []
     for entry in plan.entries:
@@ -57,8 +57,8 @@ def _filled(entry: Entry, known: Expectations, sigmas: float) -> Entry:
     return msgspec.structs.replace(entry, range={"batchnorm": {"sigmas": sigmas, **ends}}, because=because)
 
 
-def _ends_of_inputs(model: Model, plan: Plan, recipe: Recipe) -> dict[str, tuple[float, float]]:
-    """Between what the values of each input lie, where anything says so."""
+def ends_of_inputs(model: Model, plan: Plan, recipe: Recipe) -> dict[str, tuple[float, float]]:
+    """Between what the values of each input lie, where a recipe's preprocessing or a rule says so."""
     ends: dict[str, tuple[float, float]] = {}
     written = recipe.samples.calibration.preprocess
     if written is not None:

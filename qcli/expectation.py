@@ -68,17 +68,19 @@ class Expected:
 class Expectations:
     """The distributions of a graph's values within `sigmas` standard deviations, as far as they can be known.
 
-    `inputs` are the ends of the model's inputs, those that are known.
+    `inputs` are the ends of the model's inputs, those that are known; with `assume`, others are standard normal.
     """
 
-    def __init__(self, graph: Graph, sigmas: float, inputs: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(
+        self, graph: Graph, sigmas: float, inputs: Mapping[str, tuple[float, float]], *, assume: bool = True
+    ) -> None:
         self._deviations = np.linspace(-sigmas, sigmas, _NODES)
         density = np.exp(-(self._deviations**2) / 2)
         self._weights = density / density.sum()
         self._known: dict[Value, Expected] = {}
         self._unknown: dict[str, str] = {}
         for value in graph.inputs:
-            if not value.is_initializer():
+            if not value.is_initializer() and (assume or value.name in inputs):
                 self._known[value] = self._input(value, inputs.get(value.name or ""))
         for node in graph:
             self._follow(node)

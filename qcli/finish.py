@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from qcli.apply import apply_plan
+from qcli.foretold import correct_as_foretold
 from qcli.graph import Model
 from qcli.held_out import Trial
 from qcli.in_order import has_order, learn_in_order
@@ -30,28 +31,45 @@ class Settled(NamedTuple):
 class Finishing:
     """A solution for a plan, and the steps that make it better: each stays only if held-out samples agree.
 
-    `trial` is None without samples.
+    `trial` is None without samples; then steps do what they can without, unjudged. `inputs` gives the ends of
+    the inputs of the model, those that are known.
     """
 
-    def __init__(self, work: Settled, solution: Solution, trial: Trial | None, watch: Watch) -> None:
+    def __init__(
+        self,
+        work: Settled,
+        solution: Solution,
+        watch: Watch,
+        *,
+        trial: Trial | None,
+        inputs: Callable[[], Mapping[str, tuple[float, float]]],
+    ) -> None:
         self._model = work.model
         self._plan = work.plan
         self._statistics = work.statistics
         self.solution = solution
-        self._trial = trial
         self._watch = watch
+        self._trial = trial
+        self._inputs = inputs
         self._known: float | None = None
 
     @property
     def samples(self) -> int:
+        """How many samples there are to learn from; others are held out."""
         return len(self._trial.fit) if self._trial is not None else 0
 
-    def correct_biases(self) -> None:
-        self._learn(biases=True)
+    def correct_biases(self) -> bool:
+        """From samples; False if there are none, or no biases."""
+        return self._learn(biases=True)
 
-    def refine_ranges(self, factors: tuple[float, ...], limit: int) -> None:
+    def foretell_biases(self) -> bool:
+        """Without samples; False if there are no biases, or nothing is known of what their layers read."""
+        return self._replace(correct_as_foretold(self._model, self._plan, self.solution, self._inputs()))
+
+    def refine_ranges(self, factors: tuple[float, ...], limit: int) -> bool:
+        """From samples; False if there are none."""
         if self._trial is None:
-            return
+            return False
         yardstick = self._trial.yardstick
 
         def judge(solution: Solution) -> tuple[float, ...] | None:
@@ -61,7 +79,7 @@ class Finishing:
             return with_fitting_biases(self._model, self._plan, solution)
 
         search = RangeSearch(self._plan, self._statistics, judge, settle, self._watch.progress)
-        self.solution = search.run(self.solution, factors, limit)
+        return self._replace(search.run(self.solution, factors, limit))
 
     def run(self, steps: tuple[Spec, ...]) -> Solution:
         """The solution after roundings that learn in order, and after all steps."""
@@ -72,23 +90,34 @@ class Finishing:
             self._tried(f"step '{choice_of(spec).name}'", lambda step=step: step.finish(self))  # type: ignore[misc]
         return self.solution
 
-    def _learn(self, *, biases: bool) -> None:
+    def _learn(self, *, biases: bool) -> bool:
         if self._trial is None:
-            return
-        progress = self._watch.progress
-        self.solution = learn_in_order(
-            self._model, self._plan, self.solution, self._trial.fit, biases=biases, progress=progress
+            return False
+        fit, progress = self._trial.fit, self._watch.progress
+        return self._replace(
+            learn_in_order(self._model, self._plan, self.solution, fit, biases=biases, progress=progress)
         )
 
-    def _tried(self, name: str, work: Callable[[], object]) -> None:
+    def _replace(self, solution: Solution) -> bool:
+        changed = solution is not self.solution
+        self.solution = solution
+        return changed
+
+    def _tried(self, name: str, work: Callable[[], bool]) -> None:
         """Does the work, and undoes it if the result is worse."""
-        if self._trial is None or self.samples < 2 or not len(self._trial.judge):
+        if self._trial is None:
+            if not work():
+                self._watch.warn(f"{name} needs samples to run the model on and was skipped")
+            return
+        if self.samples < 2 or not len(self._trial.judge):
             self._watch.warn(f"{name} needs more samples and was skipped")
             return
         before = self.solution
         if self._known is None:
             self._known = self._decibels(before)
-        work()
+        if not work():
+            self._watch.warn(f"{name} found nothing that it could change")
+            return
         after = self._decibels(self.solution)
         if self._known is not None and (after is None or after < self._known):
             change = f"went from {self._known:.1f} to {after:.1f} dB" if after is not None else "could not be compared"

@@ -1,64 +1,91 @@
-"""Trying a graph before deciding for it: quantized on half of a few samples, judged on the other half.
+"""Trying a graph before deciding for it: quantized on part of a few samples, judged on the rest.
 
 A step that is exact in float may still make quantization worse. Whether it does is not foretold but tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from typing import Any
+from zlib import crc32
+
+import numpy as np
 
 from qcli.apply import apply_plan
 from qcli.calibrate import Samples, collect
-from qcli.errors import QcliError
-from qcli.graph import Model, infer_shapes
+from qcli.data_free import fill_in
+from qcli.errors import QcliError, RuntimeFailure
+from qcli.graph import Model, float32_form, infer_shapes
 from qcli.metrics.sqnr import Sqnr
 from qcli.plan import make_plan
 from qcli.recipe import Recipe
 from qcli.refine import refine_plan
-from qcli.runtime import Session
+from qcli.runtime import Session, on_sample
 from qcli.solve import requests_of, solve, wishes_of
 from qcli.statistics import Statistics
-from qcli.types import Array
+from qcli.types import Array, Plan
 
-_MOST_COMPARED = 32
+Fed = tuple[str, Mapping[str, Array]]
 
-_MOST_BYTES = 64 << 20
-"""Of outputs that are kept for comparison."""
+_MOST_KEPT = 128
+_MOST_BYTES = 128 << 20
+"""Of samples in memory, and of outputs that they are compared with."""
+
+_MOST_COMPARED = 64
 
 
 @dataclass(frozen=True)
-class Part:
-    """Every `stride`-th sample (`held_out`), or the others."""
+class Few:
+    """Some samples in memory."""
 
-    samples: Samples
-    stride: int
-    held_out: bool
+    kept: Sequence[Fed]
 
     def __len__(self) -> int:
-        apart = len(self.samples) // self.stride
-        return apart if self.held_out else len(self.samples) - apart
+        return len(self.kept)
 
-    def feeds(self) -> Iterator[tuple[str, Mapping[str, Array]]]:
-        for number, sample in enumerate(self.samples.feeds(), 1):
-            if (number % self.stride == 0) is self.held_out:
-                yield sample
+    def feeds(self) -> Iterator[Fed]:
+        return iter(self.kept)
+
+
+def few_of(samples: Samples) -> Few:
+    """As many samples as may be kept, evenly spread, in an order that depends on their content alone."""
+    stride = max(1, -(-len(samples) // _MOST_KEPT))
+    kept: list[Fed] = []
+    size = 0
+    for number, sample in enumerate(samples.feeds()):
+        if number % stride:
+            continue
+        size += sum(array.nbytes for array in sample[1].values())
+        if kept and size > _MOST_BYTES:
+            break
+        kept.append(sample)
+    return Few(sorted(kept, key=_content))
+
+
+def _content(sample: Fed) -> int:
+    number = 0
+    for name, array in sorted(sample[1].items()):
+        content = array.astype(str) if array.dtype.kind == "O" else array
+        number = crc32(np.ascontiguousarray(content).tobytes(), crc32(name.encode(), number))
+    return number
 
 
 class Yardstick:
-    """Compares models with the float model on up to `most` samples, whose results in float are computed once."""
+    """Compares models with the float model on up to 64 samples, whose results in float are computed once.
 
-    def __init__(self, source: Model, samples: Samples, threads: int, most: int = _MOST_COMPARED) -> None:
-        self._most = most
+    Each session has one thread, and samples run side by side: the same figures on any machine.
+    """
+
+    def __init__(self, source: Model, samples: Few, threads: int) -> None:
         self._source = source
-        self._samples = samples
+        self._samples = samples.kept[:_MOST_COMPARED]
         self._threads = threads
-        self._reference: list[dict[str, Any]] = []
 
     def decibels(self, quantized: Model) -> float | None:
-        """The signal-to-noise ratio of the worst output; None without a float output."""
+        """The signal-to-noise ratio of the worst output; None without any to compare."""
         found = self._measured(quantized, 1)
         return found[0] if found is not None else None
 
@@ -67,31 +94,49 @@ class Yardstick:
         return self._measured(quantized, 2)
 
     def _measured(self, quantized: Model, parts: int) -> tuple[float, ...] | None:
-        result = Session(quantized.runnable(), threads=self._threads)
+        """Values that are not finite in float do not count."""
         meters: list[dict[str, Sqnr]] = [{} for _ in range(parts)]
-        for number, (feeds, expected) in enumerate(self._compared()):
-            given = result.run(feeds)
+        given = self._results(Session(quantized.runnable(), threads=1), len(self._references))
+        for number, (expected, result) in enumerate(zip(self._references, given, strict=True)):
             for name, value in expected.items():
-                meters[number % parts].setdefault(name, Sqnr()).update(value, given[name])
+                finite = np.isfinite(value)
+                if result[name].shape == value.shape and finite.any():
+                    meter = meters[number % parts].setdefault(name, Sqnr())
+                    meter.update(value[finite], result[name][finite])
         if not all(meters):
             return None
         return tuple(min(meter.value() for meter in part.values()) for part in meters)
 
-    def _compared(self) -> Iterator[tuple[Mapping[str, Array], dict[str, Any]]]:
-        """Inputs with the float model's results, which are computed once and kept within bounds."""
-        if self._reference:
-            for (_, feeds), expected in zip(self._samples.feeds(), self._reference, strict=False):
-                yield feeds, expected
-            return
-        session = Session(self._source.runnable(), threads=self._threads)
-        kept = 0
-        for _, feeds in islice(self._samples.feeds(), self._most):
-            expected = {name: value for name, value in session.run(feeds).items() if _is_float(value)}
-            kept += sum(value.nbytes for value in expected.values())
-            if self._reference and kept > _MOST_BYTES:
-                return
-            self._reference.append(expected)
-            yield feeds, expected
+    @cached_property
+    def _references(self) -> list[dict[str, Any]]:
+        kept: list[dict[str, Any]] = []
+        size = 0
+        for result in self._results(self._float_session(), len(self._samples)):
+            expected = {name: value for name, value in result.items() if _is_float(value)}
+            size += sum(value.nbytes for value in expected.values())
+            if kept and size > _MOST_BYTES:
+                break
+            kept.append(expected)
+        return kept
+
+    def _results(self, session: Session, count: int) -> Iterator[dict[str, Any]]:
+        def run(sample: Fed) -> dict[str, Any]:
+            with on_sample(sample[0]):
+                return session.run(sample[1])
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            for begin in range(0, count, self._threads):
+                yield from pool.map(run, self._samples[begin : min(begin + self._threads, count)])
+
+    def _float_session(self) -> Session:
+        """The float model, or its float32 form where onnxruntime lacks the model's own floats."""
+        try:
+            return Session(self._source.runnable(), threads=1)
+        except RuntimeFailure:
+            form = float32_form(self._source)
+            if form is None:
+                raise
+            return Session(form.runnable(), threads=1)
 
 
 class Trial:
@@ -101,12 +146,31 @@ class Trial:
     """
 
     def __init__(self, source: Model, recipe: Recipe, samples: Samples, *, stride: int = 2, threads: int = 1) -> None:
+        self._source = source
         self._recipe = recipe
-        self.fit = Part(samples, stride, held_out=False)
-        self.judge = Part(samples, stride, held_out=True)
+        self._samples = samples
+        self._stride = stride
         self._threads = threads
-        self._held_out = Yardstick(source, self.judge, threads)
-        self.yardstick = Yardstick(source, self.fit, threads, 2 * _MOST_COMPARED)
+
+    @cached_property
+    def _few(self) -> Few:
+        return few_of(self._samples)
+
+    @cached_property
+    def fit(self) -> Few:
+        return Few([sample for number, sample in enumerate(self._few.kept, 1) if number % self._stride])
+
+    @cached_property
+    def judge(self) -> Few:
+        return Few(self._few.kept[self._stride - 1 :: self._stride])
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        return Yardstick(self._source, self.fit, self._threads)
+
+    @cached_property
+    def _held_out(self) -> Yardstick:
+        return Yardstick(self._source, self.judge, self._threads)
 
     def decibels(self, model: Model) -> tuple[float, ...] | None:
         """The signal-to-noise ratio of the worst output, on either part of the samples after calibration on the other.
@@ -116,28 +180,31 @@ class Trial:
         if not len(self.judge):
             return None
         try:
-            found = (self._held_out.decibels(self._quantized(model, self.fit)), self._turned(model))
+            found = (
+                self._held_out.decibels(self._quantized(model, self.fit)),
+                self.yardstick.decibels(self._quantized(model, self.judge)),
+            )
         except QcliError:  # whatever it is, the job itself will meet it and say so
             return None
         ratios = tuple(ratio for ratio in found if ratio is not None)
         return ratios if len(ratios) == len(found) else None
 
-    def _turned(self, model: Model) -> float | None:
-        return self.yardstick.decibels(self._quantized(model, self.judge))
-
     def compare(self, quantized: Model) -> float | None:
-        """The same for a model that is quantized already."""
+        """The ratio of a model that is quantized already, on what is held out."""
         return self._held_out.decibels(quantized)
 
     def _quantized(self, model: Model, samples: Samples) -> Model:
         infer_shapes(model)
-        plan = make_plan(model, self._recipe)
+        plan = self._plan(model, make_plan(model, self._recipe))
         requests = tuple(dict.fromkeys((*requests_of(plan, model), *wishes_of(plan, model))))
         statistics = Statistics.empty(requests)
         if requests:
             statistics = collect(model, statistics, samples, threads=self._threads)
-        plan = refine_plan(model, self._recipe, plan, statistics)
+        plan = self._plan(model, refine_plan(model, self._recipe, plan, statistics))
         return apply_plan(model, plan, solve(model, plan, statistics))
+
+    def _plan(self, model: Model, plan: Plan) -> Plan:
+        return fill_in(model, plan, self._recipe, lambda _: None)
 
 
 def _is_float(value: Any) -> bool:

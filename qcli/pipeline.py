@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
 from qcli.choose import choose, is_undecided
-from qcli.data_free import fill_in
+from qcli.data_free import ends_of_inputs, fill_in
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
@@ -173,7 +174,9 @@ def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch
     trial: Trial | None = None
     if prepared.calibration is not None and means_of(budget_of(job.max_memory), prepared.source).runs:
         trial = Trial(prepared.source, prepared.recipe, prepared.calibration, stride=4, threads=threads_of(job))
-    return Finishing(work, solve(*work), trial, watch).run(prepared.recipe.finish)
+    model, recipe, plan = prepared.model, prepared.recipe, work.plan
+    ends = partial(ends_of_inputs, model, plan, recipe)
+    return Finishing(work, solve(*work), watch, trial=trial, inputs=ends).run(recipe.finish)
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:

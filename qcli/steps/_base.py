@@ -52,5 +52,5 @@ class FinishStep(Step, frozen=True, kw_only=True):
     finishes: ClassVar[bool] = True
 
     def finish(self, work: FinishingWork) -> bool:
-        """False if there was nothing that it could do."""
+        """False if there was nothing that it could do, be it for want of samples."""
         raise NotImplementedError

@@ -32,7 +32,4 @@ class RefineRanges(FinishStep, frozen=True, kw_only=True):
             raise UsageError("refine_ranges: limit must be 1 to 1000")
 
     def finish(self, work: FinishingWork) -> bool:
-        if work.samples < 4:
-            return False
-        work.refine_ranges(self.factors, self.limit)
-        return True
+        return work.refine_ranges(self.factors, self.limit)
