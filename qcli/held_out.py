@@ -34,6 +34,8 @@ _MOST_KEPT = 128
 _MOST_BYTES = 128 << 20
 """Of samples in memory, and of outputs that they are compared with."""
 
+_FEWEST = 4
+
 _MOST_COMPARED = 64
 
 
@@ -59,7 +61,7 @@ def few_of(samples: Samples) -> Few:
         if number % stride:
             continue
         size += sum(array.nbytes for array in sample[1].values())
-        if kept and size > _MOST_BYTES:
+        if len(kept) >= _FEWEST and size > _MOST_BYTES:
             break
         kept.append(sample)
     return Few(sorted(kept, key=_content))

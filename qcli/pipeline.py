@@ -242,7 +242,9 @@ def _step_samples(job: QuantizeJob, recipe: Recipe, model: Model) -> SampleStrea
     """What steps measure on: a few samples, the same ones for every shard."""
     if job.random_samples is not None:
         return random_source(model.inputs(), job.random_samples)
-    return open_source(recipe.samples.calibration, job.calibration, model.inputs(), limit=_STEP_SAMPLES)
+    source = recipe.samples.calibration
+    limit = min(_STEP_SAMPLES, job.samples or source.limit or _STEP_SAMPLES)
+    return open_source(source, job.calibration, model.inputs(), limit=limit)
 
 
 def _evaluation(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Iterable[Sample]:

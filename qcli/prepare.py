@@ -161,6 +161,8 @@ def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, 
     step = create("steps", spec)
     name = choice_of(spec).name
     measures = isinstance(step, MeasuredStep) and not (samples is None and step.works_blindly())
+    if measures and samples is None and step.worth_db is not None and check.runs:
+        return model, check
     if measures and samples is None:
         watch.warn(f"step '{name}' needs {'samples' if check.runs else 'to run the model'} and was skipped")
         return model, check

@@ -103,8 +103,10 @@ def test_the_plans_of_the_sample_models_too(folder: Path, name: str) -> None:
 def prepared_cnn() -> Model:
     model = sample_model("cnn")
     recipe = load_recipe("int8")
-    for step in recipe.prepare:
-        create("steps", step).run(model)
+    for spec in recipe.prepare:
+        step = create("steps", spec)
+        if step.worth_db is None:  # the others need samples
+            step.run(model)
     return model
 
 

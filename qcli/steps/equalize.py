@@ -20,12 +20,14 @@ import numpy.typing as npt
 
 from qcli.channels import Channels, Linear, Track, channels_of, rescale
 from qcli.errors import InputError, UsageError
-from qcli.graph import Model, Value, constant_of
+from qcli.graph import Model, Value, constant_of, dimensions
 from qcli.statistics import Statistics
 from qcli.steps._base import MeasuredStep
 from qcli.types import Array, Request
 
 Float64Array = npt.NDArray[np.float64]
+
+_VALUES_PER_FACTOR = 100
 
 _ROUNDS = 20
 """Of equalizing weights: each factor changes what its neighbours see. Converges in a few."""
@@ -38,7 +40,8 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
     between, weights of the layers behind keep more of their own balance. Where only depthwise layers read a channel,
     whose weights have a scale for each channel anyway, `depthwise` is the strength. `by: weights` makes each channel's
     largest weights on both sides equal (Nagel et al., equation 11), which is what one scale for a whole weight needs,
-    and looks at samples only where a Clip bounds the factors. `limit` bounds each factor.
+    and looks at samples only where a Clip bounds the factors. `limit` bounds each factor, and so does a hundredth of the
+    number of values seen of a channel: what is rarely active may be ten times as large in the next sample.
     """
 
     worth_db: ClassVar[float | None] = 0.05
@@ -79,7 +82,8 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
             wanted = _by_activations(classes, np.where(classes.gentle, self.strength, self.depthwise))
         factors = np.ones(wanted.shape)
         scaled = (classes.root > 0) & np.isfinite(wanted) & classes.live
-        factors[scaled] = np.clip(wanted[scaled], 1 / self.limit, self.limit)
+        limits = np.minimum(self.limit, classes.trusted)
+        factors[scaled] = np.clip(wanted, 1 / limits, limits)[scaled]
         factors = _within(factors, classes.most)
         rescale(model.graph, found, factors[classes.root])
         return int((factors != 1).any())
@@ -106,6 +110,12 @@ class _Classes:
             self._include(value, track, statistics)
         for clip in found.clips:
             self._bound(clip.value, clip.track, (clip.lower, clip.upper), statistics)
+        self.trusted = np.full(size, np.inf)
+        """The factor that the number of values seen allows."""
+        if statistics is not None:
+            for value, track in found.tracks.items():
+                most = max(1.0, statistics.header.samples * _places(value, track) / _VALUES_PER_FACTOR)
+                np.minimum.at(self.trusted, self.root[track.classes], most)
         self.live = self.ranges > 0 if statistics is not None else np.ones(size, bool)
         self.most[self.root == 0] = 1.0
 
@@ -127,6 +137,14 @@ class _Classes:
             room = [_room(reached, bound) for reached, bound in zip(known, bounds, strict=True)]
             most = np.maximum(np.minimum(*room), 1.0)
         np.minimum.at(self.most, classes, most)
+
+
+def _places(value: Value, track: Track) -> int:
+    """Values of one channel in a sample; an axis of unknown size counts as 16."""
+    shape = dimensions(value) or ()
+    sizes = [16 if size is None else size for size in shape]
+    inner = [size for axis, size in enumerate(sizes) if axis > 0 and axis - len(sizes) != track.axis]
+    return int(np.prod(inner))
 
 
 def _room(reached: Float64Array, bound: float) -> Float64Array:

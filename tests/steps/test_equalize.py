@@ -18,13 +18,17 @@ from qcli.steps.equalize import Equalize
 from qcli.types import Array, Request
 
 
+SAMPLES = 200
+"""Enough for the largest of channels to be known."""
+
+
 def equalized(proto: onnx.ModelProto, strength: float = 0.5, limit: float = 16.0) -> tuple[Model, int]:
     model = wrapped(proto)
     step = Equalize(strength=strength, depthwise=strength, limit=limit)
     requests = step.requests(model)
     if not requests:
         return model, 0
-    statistics = collect(model, Statistics.empty(requests), stream_for(model))
+    statistics = collect(model, Statistics.empty(requests), stream_for(model, SAMPLES))
     return model, step.run_measured(model, statistics)
 
 
@@ -58,7 +62,7 @@ def residual(channels: int = 6, activation: str = "Relu") -> onnx.ModelProto:
 
 def channel_ranges(model: Model, name: str) -> Array:
     request = Request(value=name, statistic="extrema", axis=1)
-    known = collect(model, Statistics.empty([request]), stream_for(model)).get(request).distribution()
+    known = collect(model, Statistics.empty([request]), stream_for(model, SAMPLES)).get(request).distribution()
     return np.maximum(np.abs(known.lower), np.abs(known.upper))
 
 
@@ -190,7 +194,7 @@ def test_everything_that_ties_channels_keeps_the_outputs(by: str) -> None:
     model = wrapped(proto)
     step = Equalize(by=by, strength=0.7)
     before = channel_ranges(model, "g")
-    statistics = collect(model, Statistics.empty(step.requests(model)), stream_for(model))
+    statistics = collect(model, Statistics.empty(step.requests(model)), stream_for(model, SAMPLES))
     assert step.run_measured(model, statistics) == 1
     after = channel_ranges(model, "g")
     assert not np.allclose(before, after)
@@ -209,6 +213,17 @@ def test_weights_alone_balance_without_samples() -> None:
     first, second = (next(array for name, array in arrays.items() if name.startswith(key)) for key in ("w1", "w2"))
     np.testing.assert_allclose(first.max(axis=(1, 2, 3)), second.max(axis=(0, 2, 3)), rtol=1e-2)
     assert_same(proto, model)
+
+
+def test_few_values_allow_small_factors_only() -> None:
+    """A channel that was rarely active may be ten times as large in the next sample."""
+    proto, step = residual(), Equalize(strength=1.0)
+    model = wrapped(proto)
+    requests = step.requests(model)
+    before = channel_ranges(model, "c1")
+    step.run_measured(model, collect(model, Statistics.empty(requests), stream_for(model, 4)))
+    growth = channel_ranges(model, "c1") / before
+    assert 1 < growth.max() <= 4 * 64 / 100 * 1.001
 
 
 def test_dead_channels_keep_their_scale() -> None:
