@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,10 +14,10 @@ from test_data_free import residual
 
 import qcli.held_out
 from qcli.graph import Model, normalize_graph
-from qcli.held_out import Part, Trial
+from qcli.held_out import Trial, Yardstick, few_of
 from qcli.recipe import load_recipe
+from qcli.runtime import Session
 from qcli.steps.fold_batchnorm import FoldBatchnorm
-from qcli.types import Array
 
 
 def numbered(count: int) -> Stream:
@@ -26,11 +27,32 @@ def numbered(count: int) -> Stream:
 @pytest.mark.parametrize("stride", [2, 4])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 7, 16])
 def test_the_parts_divide_the_samples(count: int, stride: int) -> None:
-    parts = [Part(numbered(count), stride, held_out=held_out) for held_out in (True, False)]
-    seen = [[int(feeds["x"][0, 0]) for _, feeds in part.feeds()] for part in parts]
-    assert [len(part) for part in parts] == [len(places) for places in seen]
-    assert sorted(seen[0] + seen[1]) == list(range(count))
-    assert seen[0] == [place for place in range(count) if (place + 1) % stride == 0]
+    trial = Trial(wrapped(dense_net()), load_recipe("int8-minmax"), numbered(count), stride=stride)
+    seen = [[int(feeds["x"][0, 0]) for _, feeds in part.feeds()] for part in (trial.judge, trial.fit)]
+    assert [len(trial.judge), len(trial.fit)] == [len(places) for places in seen]
+    assert sorted(seen[0] + seen[1]) == list(range(count)) and len(seen[0]) == count // stride
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_neither_names_nor_the_order_of_samples_matter(stride: int) -> None:
+    parts = []
+    for samples in (numbered(16), Stream(numbered(16).samples[::-1])):
+        trial = Trial(wrapped(dense_net()), load_recipe("int8-minmax"), samples, stride=stride)
+        parts.append([int(feeds["x"][0, 0]) for _, feeds in trial.judge.feeds()])
+    assert parts[0] == parts[1]
+
+
+@pytest.mark.parametrize("count", [128, 129, 300])
+def test_few_of_many_are_spread(count: int) -> None:
+    places = sorted(int(feeds["x"][0, 0]) for _, feeds in few_of(numbered(count)).feeds())
+    assert 64 <= len(places) <= 128 and set(np.diff(places)) == {-(-count // 128)}
+
+
+def test_few_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 100)
+    assert len(few_of(numbered(9))) == 2, "of 48 bytes each"
+    monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 1)
+    assert len(few_of(numbered(9))) == 1
 
 
 def trial_of(proto: onnx.ModelProto, recipe: str = "int8-minmax", count: int = 8) -> tuple[Trial, Model]:
@@ -47,7 +69,7 @@ def test_more_noise_is_fewer_decibels(tmp_path: Path) -> None:
         "version: 1\nextends: int8-minmax\nrules:\n  - {match: {role: weight}, grid: {format: int4}}\n", tmp_path
     )
     poor = Trial(wrapped(conv_net()), coarse, stream_for(model)).decibels(model)
-    assert known is not None and poor is not None and 60 > known > poor + 6 > 6
+    assert known is not None and poor is not None and 60 > min(known) > max(poor) + 6 > 6
 
 
 def test_the_float_model_itself_is_without_noise() -> None:
@@ -111,40 +133,31 @@ def test_data_free_ranges_are_filled_in() -> None:
     model = source.copy()
     FoldBatchnorm().run(model)
     found = Trial(source, load_recipe("int8-data-free"), stream_for(source)).decibels(model)
-    assert found is not None and found > 15
-
-
-class Counted:
-    """Samples that count how often each is read."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.read = 0
-
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    def feeds(self) -> Iterator[tuple[str, Mapping[str, Array]]]:
-        for sample in self.stream.feeds():
-            self.read += 1
-            yield sample
+    assert found is not None and min(found) > 15
 
 
 def test_the_reference_is_bounded_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     source = wrapped(dense_net())
-    samples = Counted(stream_for(source, 16))
+    few = few_of(stream_for(source, 16))
     monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 3 * 2 * 4 * 4)  # of three results [2, 4]
-    trial = Trial(source, load_recipe("int8-minmax"), samples)
-    assert trial.compare(source) == 200.0
-    read = samples.read
-    assert trial.compare(source) == 200.0
-    assert samples.read - read <= 8, "three held-out samples, the others between them and the one behind"
+    runs: list[int] = []
+    results = Yardstick._results
+
+    def counted(self: Yardstick, session: Session, count: int) -> Iterator[dict[str, Any]]:
+        runs.append(count)
+        return results(self, session, count)
+
+    monkeypatch.setattr(Yardstick, "_results", counted)
+    yardstick = Yardstick(source, few, 1)
+    assert yardstick.decibels(source) == yardstick.decibels(source) == 200.0
+    assert runs == [16, 3, 3]
 
 
 def test_a_result_too_large_to_keep_is_still_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = wrapped(dense_net())
+    few = few_of(stream_for(source))
     monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 1)
-    trial, model = trial_of(dense_net())
-    assert trial.compare(model) == 200.0
+    assert Yardstick(source, few, 2).decibels(source) == 200.0
 
 
 def test_a_model_that_fails_leaves_the_reference_whole() -> None:
