@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from qcli.apply import apply_plan
+from qcli.blas import single_threaded
 from qcli.calibrate import Samples, collect
 from qcli.data_free import fill_in
 from qcli.errors import QcliError, RuntimeFailure
@@ -99,12 +100,9 @@ class Yardstick:
         """Values that are not finite in float do not count."""
         meters: list[dict[str, Sqnr]] = [{} for _ in range(parts)]
         given = self._results(Session(quantized.runnable(), threads=1), len(self._references))
-        for number, (expected, result) in enumerate(zip(self._references, given, strict=True)):
-            for name, value in expected.items():
-                finite = np.isfinite(value)
-                if result[name].shape == value.shape and finite.any():
-                    meter = meters[number % parts].setdefault(name, Sqnr())
-                    meter.update(value[finite], result[name][finite])
+        with single_threaded():
+            for number, (expected, result) in enumerate(zip(self._references, given, strict=True)):
+                _compare(expected, result, meters[number % parts])
         if not all(meters):
             return None
         return tuple(min(meter.value() for meter in part.values()) for part in meters)
@@ -139,6 +137,13 @@ class Yardstick:
             if form is None:
                 raise
             return Session(form.runnable(), threads=1)
+
+
+def _compare(expected: Mapping[str, Any], given: Mapping[str, Any], meters: dict[str, Sqnr]) -> None:
+    for name, value in expected.items():
+        finite = np.isfinite(value)
+        if given[name].shape == value.shape and finite.any():
+            meters.setdefault(name, Sqnr()).update(value[finite], given[name][finite])
 
 
 class Trial:

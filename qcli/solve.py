@@ -89,7 +89,10 @@ def solve(model: Model, plan: Plan, statistics: Statistics) -> Solution:
 
 
 def with_fitting_biases(model: Model, plan: Plan, solution: Solution) -> Solution | None:
-    """The solution with biases in the scales of its inputs and weights; None if one does not fit into int32."""
+    """The solution with biases in the scales of its inputs and weights; None if one does not fit into int32.
+
+    Biases that were corrected since keep their corrections.
+    """
     solver = _Solver(model, plan, Statistics.empty(()), Solution(dict(solution.scales), dict(solution.codes)))
     solver.biases()
     ends = (-_INT32_MAX - 1, _INT32_MAX)
@@ -211,7 +214,7 @@ class _Solver:
             if entry.site.role is Role.BIAS:
                 layer = self._layer_of(entry)
                 product = self._input_scale(layer) * self._weight_scale(layer)
-                bias = np.asarray(self._constant(entry), np.float64)
+                bias = self._bias_so_far(entry)
                 steps = np.broadcast_to(product, bias.reshape(-1).shape if product.size == 1 else product.shape)
                 codes = np.rint(bias / product).clip(-_INT32_MAX - 1, _INT32_MAX).astype(np.int32)
                 axis = None if product.size == 1 else bias.ndim - 1
@@ -225,6 +228,15 @@ class _Solver:
                     highest=_INT32_MAX,
                     dtype="int32",
                 )
+
+    def _bias_so_far(self, entry: Entry) -> Float64Array:
+        """A bias in float; as it is stored where it was corrected since."""
+        exact, key = np.asarray(self._constant(entry), np.float64), site_key(entry)
+        if key not in self.solution.codes:
+            return exact
+        steps = self.solution.scales[key].scale.astype(np.float64)
+        stored = np.asarray(self.solution.codes[key], np.float64) * steps
+        return np.asarray(np.where(np.abs(stored - exact) > 0.51 * steps, stored, exact))
 
     def _floor(self, entry: Entry, weight: Array, scale: Scale) -> npt.NDArray[np.float64]:
         """The smallest weight scale per channel with which the bias fits and no product saturates."""

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from cli.conftest import Run, run  # noqa: F401 - a fixture
-from models import conv_net, dense_net, node, normal, proto_of, saved
+from models import conv_net, dense_net, node, normal, proto_of, quantized_of, saved
 
 import qcli.finish
 from qcli.graph import Model
-from qcli.solve import Solution, site_key
+from qcli.solve import Solution, site_key, with_fitting_biases
 from qcli.types import Plan, Role
 
 RECIPE = """version: 1
@@ -183,3 +184,23 @@ def test_floats_that_onnxruntime_lacks(run: Run, tmp_path: Path) -> None:  # noq
     calib = samples(tmp_path, 4, 12)
     outcome = run("quantize", path, "-r", recipe(tmp_path), "-d", calib, "-o", "out.onnx", "--no-latency", "--json")
     assert outcome.code == 0, outcome.err
+
+
+def test_other_ranges_keep_corrected_biases(tmp_path: Path) -> None:
+    """A search over scales stores biases anew, and must not begin again with those of the float model."""
+    known = quantized_of(conv_net())
+    codes, scales = dict(known.solution.codes), dict(known.solution.scales)
+    biases = [site_key(entry) for entry in known.plan.entries if entry.site.role is Role.BIAS]
+    for key in biases:
+        codes[key] = np.asarray(codes[key]) + np.arange(np.asarray(codes[key]).size, dtype=np.int32) * 100
+    for key, scale in scales.items():
+        if key[1] in ("input", "output"):
+            scales[key] = msgspec.structs.replace(scale, scale=scale.scale * np.float32(0.7))
+    settled = with_fitting_biases(known.source, known.plan, Solution(scales, codes))
+    assert settled is not None
+    for key in biases:
+        before, after = np.asarray(codes[key]) * scales[key].scale, settled.codes[key] * settled.scales[key].scale
+        np.testing.assert_allclose(after, before, atol=float(scales[key].scale.max()))
+        assert not np.array_equal(settled.codes[key], codes[key])
+    again = with_fitting_biases(known.source, known.plan, known.solution)
+    assert again is not None and all(np.array_equal(again.codes[key], known.solution.codes[key]) for key in biases)

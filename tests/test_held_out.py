@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,10 +14,10 @@ from test_data_free import residual
 
 import qcli.held_out
 from qcli.graph import Model, normalize_graph
-from qcli.held_out import Trial, few_of
+from qcli.held_out import Trial, Yardstick, few_of
 from qcli.recipe import load_recipe
+from qcli.runtime import Session
 from qcli.steps.fold_batchnorm import FoldBatchnorm
-from qcli.types import Array
 
 
 def numbered(count: int) -> Stream:
@@ -28,23 +29,30 @@ def numbered(count: int) -> Stream:
 def test_the_parts_divide_the_samples(count: int, stride: int) -> None:
     trial = Trial(wrapped(dense_net()), load_recipe("int8-minmax"), numbered(count), stride=stride)
     seen = [[int(feeds["x"][0, 0]) for _, feeds in part.feeds()] for part in (trial.judge, trial.fit)]
-    assert [len(part) for part in (trial.judge, trial.fit)] == [len(places) for places in seen]
-    assert sorted(seen[0] + seen[1]) == list(range(count))
-    assert len(seen[0]) == count // stride
+    assert [len(trial.judge), len(trial.fit)] == [len(places) for places in seen]
+    assert sorted(seen[0] + seen[1]) == list(range(count)) and len(seen[0]) == count // stride
 
 
-def test_the_order_of_the_samples_does_not_matter() -> None:
-    samples = numbered(9)
-    turned = Stream(tuple(reversed(samples.samples)))
-    kept = [[feeds["x"].tolist() for _, feeds in few_of(each).feeds()] for each in (samples, turned)]
-    assert kept[0] == kept[1] and len(kept[0]) == 9
+@pytest.mark.parametrize("stride", [2, 4])
+def test_neither_names_nor_the_order_of_samples_matter(stride: int) -> None:
+    parts = []
+    for samples in (numbered(16), Stream(numbered(16).samples[::-1])):
+        trial = Trial(wrapped(dense_net()), load_recipe("int8-minmax"), samples, stride=stride)
+        parts.append([int(feeds["x"][0, 0]) for _, feeds in trial.judge.feeds()])
+    assert parts[0] == parts[1]
 
 
-def test_few_samples_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qcli.held_out, "_MOST_KEPT", 10)
-    assert len(few_of(numbered(95))) == 10
-    monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 5 * 12 * 4)
-    assert len(few_of(numbered(95))) == 5
+@pytest.mark.parametrize("count", [128, 129, 300])
+def test_few_of_many_are_spread(count: int) -> None:
+    places = sorted(int(feeds["x"][0, 0]) for _, feeds in few_of(numbered(count)).feeds())
+    assert 64 <= len(places) <= 128 and set(np.diff(places)) == {-(-count // 128)}
+
+
+def test_few_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 250)
+    assert len(few_of(numbered(9))) == 5, "of 48 bytes each"
+    monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 1)
+    assert len(few_of(numbered(9))) == 4, "however large they are"
 
 
 def trial_of(proto: onnx.ModelProto, recipe: str = "int8-minmax", count: int = 8) -> tuple[Trial, Model]:
@@ -128,34 +136,28 @@ def test_data_free_ranges_are_filled_in() -> None:
     assert found is not None and min(found) > 15
 
 
-class Counted:
-    """Samples that count how often each is read."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.read = 0
-
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    def feeds(self) -> Iterator[tuple[str, Mapping[str, Array]]]:
-        for sample in self.stream.feeds():
-            self.read += 1
-            yield sample
-
-
-def test_samples_are_read_once() -> None:
+def test_the_reference_is_bounded_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     source = wrapped(dense_net())
-    samples = Counted(stream_for(source, 16))
-    trial = Trial(source, load_recipe("int8-minmax"), samples)
-    assert [trial.compare(source) for _ in range(3)] == [200.0] * 3
-    assert samples.read == 16
+    few = few_of(stream_for(source, 16))
+    monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 3 * 2 * 4 * 4)  # of three results [2, 4]
+    runs: list[int] = []
+    results = Yardstick._results
+
+    def counted(self: Yardstick, session: Session, count: int) -> Iterator[dict[str, Any]]:
+        runs.append(count)
+        return results(self, session, count)
+
+    monkeypatch.setattr(Yardstick, "_results", counted)
+    yardstick = Yardstick(source, few, 1)
+    assert yardstick.decibels(source) == yardstick.decibels(source) == 200.0
+    assert runs == [16, 3, 3]
 
 
 def test_a_result_too_large_to_keep_is_still_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = wrapped(dense_net())
+    few = few_of(stream_for(source))
     monkeypatch.setattr(qcli.held_out, "_MOST_BYTES", 1)
-    trial, model = trial_of(dense_net())
-    assert trial.compare(model) == 200.0
+    assert Yardstick(source, few, 2).decibels(source) == 200.0
 
 
 def test_a_model_that_fails_leaves_the_reference_whole() -> None:

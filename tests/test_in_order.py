@@ -214,7 +214,7 @@ def test_sequential_roundings_gain(kind: str, rounding: str, tmp_path: Path) -> 
     known, _ = solved(proto, recipe)
     assert has_order(known.plan, known.source)
     before, after = gained(proto, recipe, biases=False)
-    assert after > before + 0.3
+    assert after > before + 0.25
 
 
 def test_codes_stay_within_their_grid(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,8 +67,10 @@ def test_a_step_that_harms_is_undone(run: Run, tmp_path: Path) -> None:  # noqa:
     assert warning.startswith(
         "step 'equalize' was undone: on calibration samples held out for it, the result went from"
     )
-    before, after = (float(text.split()[-1]) for text in warning.removesuffix(" dB").split(" to "))
-    assert after < before - 3
+    before, after = (
+        [float(number) for number in re.findall(r"-?[0-9]+\.[0-9]", text)] for text in warning.split(" to ")
+    )
+    assert len(before) == len(after) == 2 and min(new - old for old, new in zip(before, after, strict=True)) < -3
     assert Path("out.onnx").read_bytes() == content
 
 
@@ -116,13 +119,19 @@ def weight_of(model: Model) -> float:
     return float(np.median(ratio))
 
 
-def prepared(grades: list[float | None], factors: list[float], *, samples: bool = True) -> tuple[float, Watch, int]:
-    """The factor that is left, what was said, and how often the judge was asked."""
+def prepared(
+    grades: list[float | None], factors: list[float], *, samples: bool = True, other: bool = False
+) -> tuple[float, Watch, int]:
+    """The factor that is left, what was said, and how often the judge was asked.
+
+    With `other` there is another part of the samples, on which every step gains 10 dB.
+    """
     model, watch, asked = wrapped(dense_net()), Watch(), []
 
-    def judge(given: Model) -> float | None:
+    def judge(given: Model) -> tuple[float, ...] | None:
         asked.append(given)
-        return grades[len(asked) - 1]
+        grade = grades[len(asked) - 1]
+        return None if grade is None else (40.0 + 10 * len(asked), grade) if other else (grade,)
 
     steps: list[Spec] = [{"promise": {"factor": factor}} for factor in factors]
     stream = stream_for(model) if samples else None
@@ -146,6 +155,14 @@ def test_the_judge_decides(grades: list[float | None], expected: float, said: st
     left, watch, _ = prepared(grades, [2.0])
     assert left == pytest.approx(expected)
     assert [said in text for text in watch.warnings] == ([True] if said else [])
+
+
+@pytest.mark.usefixtures("promises")
+def test_one_part_of_the_samples_is_enough_to_refuse() -> None:
+    left, watch, _ = prepared([20.0, 20.5], [2.0], other=True)
+    assert left == pytest.approx(1.0)
+    assert watch.warnings[0].endswith("went from 50.0 and 20.0 to 60.0 and 20.5 dB")
+    assert prepared([20.0, 21.5], [2.0], other=True)[0] == pytest.approx(2.0)
 
 
 @pytest.mark.usefixtures("promises")

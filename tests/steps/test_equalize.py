@@ -17,7 +17,6 @@ from qcli.statistics import Statistics
 from qcli.steps.equalize import Equalize
 from qcli.types import Array, Request
 
-
 SAMPLES = 200
 """Enough for the largest of channels to be known."""
 
