@@ -83,8 +83,8 @@ def one_by_one() -> tuple[Variant, ...]:
     return (
         Variant(name="min-max, nearest", preset="int8-minmax", settings=(f"rules=[{_NEAREST}]",)),
         Variant(name="+ `squant` (`int8-minmax`)", preset="int8-minmax", step="squant"),
-        Variant(name="+ `mse` (`int8`)", preset="int8", step="mse"),
-        Variant(name="+ `auto` (`int8-auto`)", preset="int8-auto", step="auto"),
+        Variant(name="+ `mse`", preset="int8", settings=(_prepare("int8"),), step="mse"),
+        Variant(name="+ `auto`", preset="int8-auto", settings=(_prepare("int8-auto"),), step="auto"),
         Variant(name="+ `smooth`", preset="int8-auto", settings=(smooth,), step="smooth"),
         Variant(name="+ `split_outliers`", preset="int8-auto", settings=(split,), step="split_outliers"),
         Variant(name="+ `equalize`", preset="int8-auto", settings=(equal,), step="equalize"),
@@ -109,11 +109,11 @@ def presets() -> tuple[Variant, ...]:
 
 def baseline() -> Variant:
     """What single steps are compared with."""
-    return Variant(name="`int8`", preset="int8")
+    return Variant(name="`int8` without steps that measure", preset="int8", settings=(_prepare("int8"),))
 
 
 def alone() -> tuple[Variant, ...]:
-    """Every step by itself on top of `int8`; roundings as far as they are there."""
+    """Every step by itself on top of `int8` without any; roundings as far as they are there."""
     roundings = [name for name in ("gptq", "coordinate", "adaround") if name in names("roundings")]
     return (
         *(_alone(name, _prepare("int8", name)) for name in ("equalize", "smooth", "split_outliers")),
@@ -162,12 +162,14 @@ def _figures(cell: Cell) -> str:
 
 
 def _alone(step: str, setting: str) -> Variant:
-    return Variant(name=f"`{step}`", preset="int8", settings=(setting,), step=step)
+    settings = (setting,) if setting.startswith("prepare=") else (_prepare("int8"), setting)
+    return Variant(name=f"`{step}`", preset="int8", settings=settings, step=step)
 
 
 def _prepare(preset: str, *steps: str) -> str:
-    """The setting that adds graph steps to those of a preset."""
-    return f"prepare={msgspec.json.encode((*load_recipe(preset).prepare, *steps)).decode()}"
+    """The setting that adds graph steps to those of a preset that keep what the model computes as it is."""
+    plain = [spec for spec in load_recipe(preset).prepare if spec not in ("smooth", "equalize")]
+    return f"prepare={msgspec.json.encode((*plain, *steps)).decode()}"
 
 
 def _kept(file: Path) -> tuple[Cell, ...]:

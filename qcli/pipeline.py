@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -33,7 +33,7 @@ from qcli.learn import doubts_about_learning
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
 from qcli.plan import check_plan, make_plan, read_plan
-from qcli.prepare import prepare
+from qcli.prepare import prepare, sampling_steps
 from qcli.recipe import Recipe, load_recipe
 from qcli.refine import doubted_plan, refine_plan
 from qcli.render import write_report
@@ -55,7 +55,7 @@ from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
-from qcli.watch import Watch
+from qcli.watch import Watch, watched
 
 _STEP_SAMPLES = 32
 """Steps that measure look at this many samples, spread evenly over all."""
@@ -92,6 +92,8 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
     evaluation = _evaluation(job, prepared, watch) if means.runs else ()
     if job.dry_run:
         return _dry_report(job, prepared, watch)
+    for step in sampling_steps(prepared.recipe.prepare) if prepared.calibration is None else ():
+        watch.warn(f"step '{step}' needs samples and was skipped")
     quantized, plan = _quantize(job, prepared, watch)
     prepared = replace(prepared, plan=plan)
     watch.phase("validate")
@@ -251,14 +253,14 @@ def _evaluation(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Iterable[
     """The samples to judge by; without any, a few of the calibration samples, which flatter."""
     given = _named_evaluation(job, prepared)
     if given is not None:
-        return _watched(given, len(given), watch)
+        return watched(given, len(given), watch)
     if job.labels is not None:
         raise UsageError("labels need samples to belong to", "name their folder with --eval")
     if prepared.calibration is None:
         return _made_up(prepared, watch)
     watch.warn(f"no evaluation samples: compared on up to {_SMOKE_SAMPLES} of the calibration samples")
     count = min(_SMOKE_SAMPLES, len(prepared.calibration))
-    return _watched(islice(prepared.calibration, count), count, watch)
+    return watched(islice(prepared.calibration, count), count, watch)
 
 
 def _named_evaluation(job: QuantizeJob, prepared: Prepared) -> SampleStream | None:
@@ -275,12 +277,6 @@ def _made_up(prepared: Prepared, watch: Watch) -> Iterable[Sample]:
         return ()
     watch.warn(f"no samples: compared on {_MADE_UP_SAMPLES} random inputs, which says little about accuracy")
     return random_source(prepared.source.inputs(), _MADE_UP_SAMPLES)
-
-
-def _watched(samples: Iterable[Sample], count: int, watch: Watch) -> Iterator[Sample]:
-    for done, sample in enumerate(samples, 1):
-        yield sample
-        watch.progress(done, count)
 
 
 def _validate_job(

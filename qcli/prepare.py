@@ -129,6 +129,13 @@ def _reference(model: Model, samples: Samples | None, watch: Watch) -> tuple[Mod
         return model, _Check(None, None, same_db)
 
 
+def sampling_steps(steps: Sequence[Spec]) -> tuple[str, ...]:
+    """Steps that make quantization better, and do nothing without samples."""
+    named = [(choice_of(spec).name, create("steps", spec)) for spec in steps]
+    measuring = [(name, step) for name, step in named if isinstance(step, MeasuredStep) and step.worth_db is not None]
+    return tuple(name for name, step in measuring if not step.works_blindly())
+
+
 class _Better:
     """Keeps what a step did if the judge says that it was worth it."""
 

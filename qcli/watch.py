@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -49,3 +52,10 @@ class Watch:
         if self._phase:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
         self._since = now
+
+
+def watched(items: Iterable[_T], count: int, watch: Watch) -> Iterator[_T]:
+    """The items, of which there are `count`, with progress after each."""
+    for done, item in enumerate(items, 1):
+        yield item
+        watch.progress(done, count)

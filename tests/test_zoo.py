@@ -145,7 +145,7 @@ def test_a_branch_that_no_sample_takes_says_so(tmp_path: Path) -> None:
 
 
 ANALYZED = {
-    ("mobilenetv2_imagenet", "int8"): ("activations", 2.0),
+    ("mobilenetv2_imagenet", "int8-minmax"): ("activations", 2.0),
     ("resnet20_cifar10", "int8"): ("activations", 1.0),
     ("silero_vad", "int8"): ("activations", 1.0),
     ("nnsplit_byte_lstm", "int8-dynamic"): ("both", 2.0),

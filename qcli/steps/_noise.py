@@ -32,6 +32,9 @@ _TYPICAL = 0.01
 
 _MOST_DB = 120.0
 
+_boundless = np.errstate(over="ignore", invalid="ignore")
+"""Squares of large activations may overflow; what is not finite then says that nothing is gained."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -165,9 +168,12 @@ class Trials:
 
 
 def _decibels(before: float, after: float) -> float:
+    if not (np.isfinite(before) and np.isfinite(after)):
+        return -_MOST_DB
     return float(np.clip(10 * np.log10((before or 1e-300) / (after or 1e-300)), -_MOST_DB, _MOST_DB))
 
 
+@_boundless
 def _input_errors(samples: Samples, columns: FloatArray) -> tuple[float, float]:
     low, high = float(min(samples.lower.min(), 0.0)), float(max(samples.upper.max(), 0.0))
     if high <= low:
@@ -182,11 +188,13 @@ def _input_errors(samples: Samples, columns: FloatArray) -> tuple[float, float]:
     return first, first if best is whole else _power(best @ columns, samples.weights)
 
 
+@_boundless
 def _weight_error(samples: Samples, columns: FloatArray, peaks: FloatArray) -> float:
     steps = np.where(peaks > 0, peaks / _WEIGHT_LEVELS, 1).astype(np.float32)
     return _power(samples.rows @ (np.round(columns / steps) * steps - columns), samples.weights)
 
 
+@_boundless
 def _shares(samples: Samples, columns: FloatArray) -> FloatArray:
     """Factors [n] that make outputs count alike: where a few dwarf the others, as in the residual stream of a
     transformer, the others hold most of what is known. The mean says nothing about what is computed from an output,
@@ -200,6 +208,7 @@ def _shares(samples: Samples, columns: FloatArray) -> FloatArray:
     return shares
 
 
+@_boundless
 def _rounding(rows: FloatArray, low: float, high: float) -> FloatArray:
     """The error of uint8 with a zero point."""
     step = np.float32((high - low) / _LEVELS)
@@ -209,6 +218,7 @@ def _rounding(rows: FloatArray, low: float, high: float) -> FloatArray:
     return ((np.clip(np.round(rows / step) + zero, 0, _LEVELS) - zero) * step - rows).astype(np.float32)
 
 
+@_boundless
 def _power(rows: FloatArray, weights: FloatArray) -> float:
     """The mean square of [n, k], summed over k."""
     return float(weights @ np.square(rows).sum(axis=1))

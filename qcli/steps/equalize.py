@@ -40,8 +40,8 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
     between, weights of the layers behind keep more of their own balance. Where only depthwise layers read a channel,
     whose weights have a scale for each channel anyway, `depthwise` is the strength. `by: weights` makes each channel's
     largest weights on both sides equal (Nagel et al., equation 11), which is what one scale for a whole weight needs,
-    and looks at samples only where a Clip bounds the factors. `limit` bounds each factor, and so does a hundredth of the
-    number of values seen of a channel: what is rarely active may be ten times as large in the next sample.
+    and looks at samples only where a Clip bounds the factors. `limit` bounds each factor, and so does a hundredth of
+    the number of values seen of a channel: what is rarely active may be ten times as large in the next sample.
     """
 
     worth_db: ClassVar[float | None] = 0.05
