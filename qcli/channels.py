@@ -111,6 +111,7 @@ def channels_of(model: Model) -> Channels:
     return found
 
 
+@np.errstate(over="ignore", invalid="ignore")  # the step is undone if anything is no longer finite
 def rescale(graph: Graph, found: Channels, factors: Array) -> None:
     """Multiplies by `factors` (float64, one for each number, 1 for the fixed class) what writes and reads a class."""
     for layer in found.layers:

@@ -176,7 +176,8 @@ def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, 
     changed = model.copy()
     fitting = [_PRECISION_DB[kind] for kind in other_floats(model)] if step.changes_precision else []
     try:
-        count = _measured(step, changed, samples) if measures else step.run(changed)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no longer finite then changes the outputs
+            count = _measured(step, changed, samples) if measures else step.run(changed)
         if not count:
             return model, check
         same = _same(changed, check._replace(same_db=min([check.same_db, *fitting])))

@@ -54,6 +54,7 @@ class Samples:
         """The largest magnitude of each channel, float64 [channels]."""
         return np.maximum(np.abs(self.lower), np.abs(self.upper))
 
+    @_boundless
     def scaled(self, factors: Array) -> Samples:
         """Every channel multiplied by its factor, which is not negative."""
         rows = (self.rows * factors).astype(np.float32)
@@ -124,6 +125,7 @@ class Judge:
         shares = _shares(samples, columns)
         self._columns, self._peaks = columns * shares, peaks[chosen] * shares
 
+    @_boundless
     def errors(self, data: Array | None = None, weight: Array | None = None) -> Errors:
         """With the input's channels multiplied by `data` and the weight's rows by `weight`, float64 [channels] each."""
         samples = self._samples if data is None else self._samples.scaled(data)
