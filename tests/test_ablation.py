@@ -135,7 +135,7 @@ def test_changes_are_against_int8() -> None:
     for line in (
         "| `equalize` | 0 *undone* |", "| `smooth` | 0 |", "| `gptq` | +1.2 |", "| `octav` | **-0.4** |",
         "| `auto` | -0.2 |", "| `correct_bias` | error: no \\| such |", "| `split_outliers` |  |",
-        "| + `mse` | 30.0 / 50.0% / 1.2 |", "| `int8` | 30.0 / 50.0% / 1.2 |",
+        "| + `mse` | 30.0 / 50.0% / 1.2 |",
     ):  # fmt: skip
         assert f"\n{line}\n" in text
     assert falls(report(*cells), ["m"]) == ["octav on m: -0.4 dB"]
