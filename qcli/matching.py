@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from itertools import accumulate
 
 import msgspec
 
 from qcli.errors import UsageError, did_you_mean
-from qcli.graph import Model, Node, is_constant, node_key, original_name
+from qcli.graph import Model, Node, Value, dimensions, is_constant, node_key, original_name
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe, SourcedRule
 from qcli.types import Entry, Grid, Match, Role, Site
@@ -175,16 +177,43 @@ def _suggest(match: Match, nodes: tuple[Node, ...]) -> str:
 
 
 def _region(model: Model, sourced: SourcedRule) -> frozenset[Node] | None:
-    """The nodes on a path from the node `from` to the node `to`, both included; one end may be left open."""
+    """The nodes on a path from the node `from` to the node `to`, both included; one end may be left open.
+
+    Of these, with `smallest`, those whose weights are the smallest of the model.
+    """
     match = sourced.rule.match
-    if match.from_ is None and match.to is None:
+    if match.from_ is None and match.to is None and match.smallest is None:
         return None
     region = frozenset(model.nodes())
+    if match.smallest is not None:
+        region &= _smallest(model, match.smallest)
     if match.from_ is not None:
         region &= _closure(_named(model, match.from_, sourced.origin), lambda node: node.successors())
     if match.to is not None:
         region &= _closure(_named(model, match.to, sourced.origin), lambda node: node.predecessors())
     return region
+
+
+def _smallest(model: Model, share: float) -> frozenset[Node]:
+    """The nodes with the smallest weights; of equal ones those that come first.
+
+    Nodes that share a weight go together.
+    """
+    readers: dict[Value, list[Node]] = {}
+    for node in model.nodes():
+        weight = node.inputs[1] if node.op_type in _WITH_WEIGHT and len(node.inputs) > 1 else None
+        if weight is not None and is_constant(weight):
+            readers.setdefault(weight, []).append(node)
+    weights = sorted(readers, key=_elements)
+    held = accumulate(_elements(weight) for weight in weights)
+    most = share * sum(_elements(weight) for weight in weights)
+    return frozenset(
+        node for weight, sum_ in zip(weights, held, strict=True) if sum_ <= most for node in readers[weight]
+    )
+
+
+def _elements(weight: Value) -> int:
+    return math.prod(size or 0 for size in dimensions(weight) or ())
 
 
 def _named(model: Model, name: str, origin: str) -> Node:

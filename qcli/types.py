@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -133,7 +133,9 @@ class Match(Noun, frozen=True, kw_only=True):
 
     `name` and `value` are globs over original node names and over tensor names. `role` input covers every
     activation that a quantized node reads or writes, `output` only those it writes. `from` and `to` (node
-    names) enclose the region of nodes that lie on a path between them.
+    names) enclose the region of nodes that lie on a path between them. `smallest` (0 to 1) means the nodes with the
+    smallest weights, as many as together hold at most this share of the weights of all Conv, ConvTranspose, Gemm and
+    MatMul: those whose bits cost nothing.
     """
 
     op: str | tuple[str, ...] | None = None
@@ -142,6 +144,7 @@ class Match(Noun, frozen=True, kw_only=True):
     value: str | tuple[str, ...] | None = None
     from_: str | None = msgspec.field(name="from", default=None)
     to: str | None = None
+    smallest: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
 class Rule(Noun, frozen=True, kw_only=True):

@@ -62,6 +62,10 @@ def test_input_covers_results_and_output_only_results(tmp_path: Path) -> None:
         ("{to: /c2}", {"/c1", "/c2"}),
         ("{from: /r1, to: /c3}", {"/c2", "/c3"}),
         ("{from: c2, to: c3, op: Conv}", {"/c2", "/c3"}),
+        ("{smallest: 0.4}", {"/y", "/c3"}),
+        ("{smallest: 0.45}", {"/y", "/c3", "/c2"}),
+        ("{smallest: 0.45, op: Conv}", {"/c3", "/c2"}),
+        ("{smallest: 0.45, from: /c3}", {"/c3", "/y"}),
     ],
 )
 def test_keep_float_by_operator_name_value_and_region(tmp_path: Path, match: str, kept: set[str]) -> None:
@@ -70,6 +74,33 @@ def test_keep_float_by_operator_name_value_and_region(tmp_path: Path, match: str
     assert kept >= by_rule >= kept - {"/a", "/m", "/g", "/f"}, "what follows a float node is float by itself"
     quantized = {item.site.name for item in plan.entries if item.site.role is Role.WEIGHT}
     assert not quantized & kept
+
+
+def test_the_smallest_weights_count_once_however_many_nodes_read_them(tmp_path: Path) -> None:
+    weights = {"shared": normal(0, 6, 6), "large": normal(1, 6, 8)}
+    nodes = [node("MatMul", "x shared", "a"), node("MatMul", "a shared", "b"), node("MatMul", "b large", "y")]
+    proto = proto_of(nodes, {"x": ["n", 6]}, {"y": ["n", 8]}, weights)
+    for share in (0.43, 0.99):  # of 36 and 48
+        plan = planned(proto, tmp_path, f"[{{match: {{smallest: {share}}}, keep: float}}]")
+        assert {item.site.name for item in plan.entries} == {"/y"}
+    with pytest.raises(UsageError, match=r"rules\[0\] matches nothing"):
+        planned(proto, tmp_path, "[{match: {smallest: 0.42}, keep: float}]")
+    with pytest.raises(NothingToDoError):
+        planned(proto, tmp_path, "[{match: {smallest: 1}, keep: float}]")
+
+
+def test_of_equal_weights_the_first_are_the_smallest(tmp_path: Path) -> None:
+    weights = {name: normal(seed, 6, 6) for seed, name in enumerate(("w1", "w2", "w3"))}
+    nodes = [node("MatMul", "x w1", "a"), node("MatMul", "a w2", "b"), node("MatMul", "b w3", "y")]
+    proto = proto_of(nodes, {"x": ["n", 6]}, {"y": ["n", 6]}, weights)
+    plan = planned(proto, tmp_path, "[{match: {smallest: 0.5}, keep: float}]")
+    assert {item.site.name for item in plan.entries if item.site.role is Role.WEIGHT} == {"/b", "/y"}
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.1", "some"])
+def test_a_share_of_the_weights_is_between_0_and_1(tmp_path: Path, share: str) -> None:
+    with pytest.raises(UsageError, match="smallest"):
+        planned(conv_net(), tmp_path, f"[{{match: {{smallest: {share}}}, keep: float}}]")
 
 
 def test_a_later_grid_takes_back_an_earlier_keep(tmp_path: Path) -> None:

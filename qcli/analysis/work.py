@@ -24,10 +24,11 @@ from qcli.analysis.trial import Ground, Reference, Trials
 from qcli.apply import apply_plan
 from qcli.errors import ResourceError
 from qcli.files import check_distinct, check_writable
+from qcli.finish import Settled
 from qcli.job import named_inputs
 from qcli.memory import Budget, budget_of
 from qcli.metrics.sqnr import Sqnr
-from qcli.pipeline import Prepared, prepare_job, settle_job, threads_of
+from qcli.pipeline import Prepared, finish_job, prepare_job, settle_job, threads_of
 from qcli.report import RecipeFacts, environment, file_facts
 from qcli.runtime import Session
 from qcli.solve import Solution, quantizes_as_it_runs, solve
@@ -43,6 +44,8 @@ _QUIET_DB = 60.0
 """Nothing is to blame where the whole model is at least as good as this."""
 
 _DIFFERS_DB = 3.0
+
+_BEFORE_FINISH = "what the suggestions gain was measured without the recipe's steps under 'finish'"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
     rows = _rows(groups, simulation, losses, run_results(simulation, settled.samples))
     blame = blame_of(whole)
     ground = Ground(prepared, settled.plan, settled.statistics)
-    trials = Trials(job, ground, Reference(reference, settled.samples, whole.quantized), watch)
+    against = Reference(reference, settled.samples, _unfinished(settled, reference, whole.quantized))
+    trials = Trials(job, ground, against, watch)
     suggestions, notes = _suggestions(job, settled, (blame, rows), trials)
     calibration = prepared.calibration
     return Analysis(
@@ -129,7 +133,8 @@ def _settle(job: AnalyzeJob, watch: Watch) -> _Settled:
     prepared = prepare_job(job, watch)
     samples = compared_samples(job, prepared.recipe, prepared.source)
     plan, statistics = settle_job(job, prepared, watch)
-    return _Settled(prepared, plan, statistics, solve(prepared.model, plan, statistics), samples)
+    solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
+    return _Settled(prepared, plan, statistics, solution, samples)
 
 
 def _variants(simulation: Simulation, groups: tuple[Group, ...]) -> list[Variant]:
@@ -158,6 +163,15 @@ def _whole(settled: _Settled, simulation: Simulation, losses: dict[Variant, floa
         weights_only=losses.get(_all(simulation, "weights")),
         activations_only=losses.get(_all(simulation, "activations")),
     )
+
+
+def _unfinished(settled: _Settled, reference: Session, finished: float) -> float:
+    """The ratio in dB without the steps under `finish`, which changes are tried without, since they take minutes."""
+    prepared = settled.prepared
+    if not prepared.recipe.finish:
+        return finished
+    solution = solve(prepared.model, settled.plan, settled.statistics)
+    return run_pair(reference, apply_plan(prepared.model, settled.plan, solution), settled.samples)
 
 
 def blame_of(whole: Whole) -> Blame:
@@ -210,7 +224,9 @@ def _suggestions(
     findings = Findings(settled.prepared.model, settled.plan, recipe.prepare, blame, tuple(rows))
     trials.watch.phase("suggest")
     suggestions, tried = suggest(findings, trials)
-    return suggestions, (() if suggestions else (f"none of the {tried} changes that were tried gains {WORTH_DB} dB",))
+    if not suggestions:
+        return (), (f"none of the {tried} changes that were tried gains {WORTH_DB} dB",)
+    return suggestions, (_BEFORE_FINISH,) if recipe.finish else ()
 
 
 def _notes(whole: Whole, plan: Plan) -> Iterator[str]:

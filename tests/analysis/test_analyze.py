@@ -124,6 +124,20 @@ def test_what_is_simulated_is_what_runs(spoiled_weights: tuple[AnalyzeJob, Analy
     assert whole.simulated <= min(whole.weights_only, whole.activations_only) + 0.5
 
 
+def test_steps_behind_quantization_count_for_the_whole_and_not_for_suggestions(tmp_path: Path) -> None:
+    finished = ("finish=[refine_ranges, correct_bias]",)
+    calib = samples(tmp_path, *IMAGE)
+    given = job(convolutions(tmp_path, 40), calib, recipe="int8-minmax", settings=finished, cache=False)
+    analysis = analyze(given)
+    before = analyze(msgspec.structs.replace(given, settings=()))
+    assert analysis.whole.quantized > before.whole.quantized, "the steps help here"
+    assert analysis.whole.simulated == pytest.approx(analysis.whole.quantized, abs=0.5)
+    assert analysis.suggestions == before.suggestions
+    assert "without the recipe's steps under 'finish'" in analysis.notes[-1]
+    without = Suggestion(why="", yaml="finish: [refine_ranges, correct_bias]", sqnr=0, gain=0)
+    assert applied(without, given, tmp_path) == pytest.approx(analysis.whole.quantized, abs=0.01)
+
+
 @pytest.mark.parametrize("recipe", ["int8", "int8-weights", "int8-dynamic"])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "gru", "transformer"])
 def test_sample_models(name: str, recipe: str) -> None:
