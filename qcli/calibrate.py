@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from math import prod
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -19,12 +18,11 @@ from qcli.blas import single_threaded
 from qcli.errors import InputError, NothingToDoError, ResourceError
 from qcli.graph import Model, concrete_shapes
 from qcli.memory import Budget
+from qcli.parallel import MOST_AT_ONCE, in_parallel
 from qcli.runtime import Session, on_sample
 from qcli.statistics import Statistics
 from qcli.types import Array, FloatArray, Request
 from qcli.windows import patches_of
-
-_Item = TypeVar("_Item")
 
 Progress = Callable[[int, int], None]
 """Called with the number of samples done and of samples in all."""
@@ -33,8 +31,6 @@ _TAP_BYTES = 64 << 20
 """Bytes of activations made visible at once. Fixed, since onnxruntime fuses otherwise around other outputs, which can
 change the last bit of a value: the same model gives the same statistics on any number of threads."""
 
-MOST_AT_ONCE = 4
-"""Samples that run at the same time, which bounds the memory that they take together."""
 _UNKNOWN_BYTES = 8 << 20
 
 
@@ -131,24 +127,3 @@ def _groups(
         sizes[request.value] = size
         groups[-1].append(request)
     return [tuple(group) for group in groups if group]
-
-
-def in_parallel(work: Callable[[_Item], None], samples: Iterator[_Item], threads: int) -> Iterator[None]:
-    """Runs `work` on every sample with at most threads + 1 samples in memory; yields as they finish."""
-    if threads <= 1:
-        for sample in samples:
-            work(sample)
-            yield
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        pending: set[Future[None]] = set()
-        for sample in samples:
-            pending.add(pool.submit(work, sample))
-            if len(pending) > threads:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                    yield
-        for future in pending:
-            future.result()
-            yield

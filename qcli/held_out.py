@@ -6,7 +6,6 @@ A step that is exact in float may still make quantization worse. Whether it does
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +20,7 @@ from qcli.data_free import fill_in
 from qcli.errors import QcliError, RuntimeFailure
 from qcli.graph import Model, float32_form, infer_shapes
 from qcli.metrics.sqnr import Sqnr
+from qcli.parallel import in_order
 from qcli.plan import make_plan
 from qcli.recipe import Recipe
 from qcli.refine import refine_plan
@@ -124,9 +124,7 @@ class Yardstick:
             with on_sample(sample[0]):
                 return session.run(sample[1])
 
-        with ThreadPoolExecutor(self._threads) as pool:
-            for begin in range(0, count, self._threads):
-                yield from pool.map(run, self._samples[begin : min(begin + self._threads, count)])
+        yield from in_order(run, self._samples[:count], self._threads)
 
     def _float_session(self) -> Session:
         """The float model, or its float32 form where onnxruntime lacks the model's own floats."""

@@ -32,6 +32,7 @@ from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
+from qcli.parallel import MOST_AT_ONCE
 from qcli.plan import check_plan, make_plan, read_plan
 from qcli.prepare import prepare, sampling_steps
 from qcli.recipe import Recipe, load_recipe
@@ -287,6 +288,7 @@ def _validate_job(
         compressed=written,
         samples=samples,
         threads=job.threads or 1,
+        parallel=1 if job.threads or means.lean else min(threads_of(job), MOST_AT_ONCE),
         latency=Effort() if job.latency and not means.lean else None,
         reasons={kept.node: kept.reason for kept in prepared.plan.kept_float},
         lean=means.lean,

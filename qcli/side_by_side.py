@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qcli.gates import check_gates, evaluate, refuse_unrun
 from qcli.graph import Model, check_sizes, load_model
 from qcli.latency import Effort
 from qcli.memory import budget_of
+from qcli.parallel import MOST_AT_ONCE
 from qcli.recipe import Recipe, load_recipe
 from qcli.render import report_writer, write_report
 from qcli.report import (
@@ -88,6 +90,7 @@ def _validate(job: CompareJob, means: Means, samples: Iterator[Sample]) -> Valid
             compressed=job.compressed,
             samples=samples,
             threads=job.threads or 1,
+            parallel=1 if job.threads or means.lean else min(os.cpu_count() or 1, MOST_AT_ONCE),
             latency=Effort() if job.latency and not means.lean else None,
             lean=means.lean,
         )

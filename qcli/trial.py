@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from qcli.calibrate import MOST_AT_ONCE, in_parallel
 from qcli.graph import Model, concrete_shapes
+from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.runtime import Session, on_sample
 from qcli.trial_graph import Measured, Trial, laid_out, with_trials
 from qcli.types import Array
 
 Float64Array = npt.NDArray[np.float64]
 Sample = tuple[str, Mapping[str, Array]]
+_Result = TypeVar("_Result")
 
 _TRIAL_BYTES = 256 << 20
 """Bytes of candidates that one session may hold. Fixed, so that the same model gives the same errors anywhere."""
@@ -130,18 +131,14 @@ def _over_signal(places: Sequence[Measured], sums: Mapping[str, Float64Array]) -
     return total if np.isfinite(total).all() else None
 
 
-def _each(samples: Iterable[Sample], threads: int, work: Callable[[Mapping[str, Array]], Any]) -> list[Any]:
+def _each(samples: Iterable[Sample], threads: int, work: Callable[[Mapping[str, Array]], _Result]) -> list[_Result]:
     """The results of `work` on all samples, in their order."""
-    results: dict[int, Any] = {}
 
-    def one(numbered: tuple[int, Sample]) -> None:
-        number, (file, feeds) = numbered
-        with on_sample(file):
-            results[number] = work(feeds)
+    def one(sample: Sample) -> _Result:
+        with on_sample(sample[0]):
+            return work(sample[1])
 
-    for _ in in_parallel(one, enumerate(samples), min(threads, MOST_AT_ONCE)):
-        pass
-    return [results[number] for number in sorted(results)]
+    return list(in_order(one, samples, min(threads, MOST_AT_ONCE)))
 
 
 class _Reference:

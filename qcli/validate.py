@@ -22,6 +22,7 @@ from qcli.graph import Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
 from qcli.latency import NORMAL_EFFORT, Effort, Latency, measure
 from qcli.memory import Budget
+from qcli.parallel import in_order
 from qcli.report import (
     Accuracy,
     Agreement,
@@ -45,15 +46,17 @@ _LATENCY_SAMPLES = 4
 class ValidateJob(Noun, frozen=True, kw_only=True):
     """What to compare and how.
 
-    `samples` is iterated once. `threads` are those inside an operator. `latency` None leaves it out.
-    `unoptimized_samples` many samples also run without graph optimization. `reasons` says why nodes were left
-    float, by name or by first output. `lean` leaves weights in their files, at the cost of speed.
+    `samples` is iterated once; `parallel` of them are run at a time. `threads` are those inside an operator.
+    `latency` None leaves it out. `unoptimized_samples` many samples also run without graph optimization. `reasons`
+    says why nodes were left float, by name or by first output. `lean` leaves weights in their files, at the cost of
+    speed.
     """
 
     float_model: Path | bytes
     compressed: Path | bytes
     samples: Iterable[Sample]
     threads: int = 1
+    parallel: int = 1
     latency: Effort | None = NORMAL_EFFORT
     unoptimized_samples: int = 4
     reasons: Mapping[str, str] = msgspec.field(default_factory=dict)
@@ -167,6 +170,10 @@ class _Sessions(NamedTuple):
     float_model: Session
     compressed: Session
 
+    def run(self, sample: Sample) -> tuple[Sample, dict[str, Array], dict[str, Array]]:
+        with on_sample(sample.file):
+            return sample, self.float_model.run(sample.feeds), self.compressed.run(sample.feeds)
+
 
 def _reference_session(job: ValidateJob, model: Model) -> tuple[Session, tuple[str, ...]]:
     """The float model, or its float32 form where onnxruntime lacks the model's own floats, and a warning."""
@@ -186,9 +193,7 @@ def _run_all(
     """Runs every sample and returns the first few of them, to measure the time with."""
     total = len(job.samples) if isinstance(job.samples, Sized) else 0
     feeds: list[dict[str, Array]] = []
-    for done, sample in enumerate(job.samples, start=1):
-        with on_sample(sample.file):
-            reference, result = sessions.float_model.run(sample.feeds), sessions.compressed.run(sample.feeds)
+    for done, (sample, reference, result) in enumerate(in_order(sessions.run, job.samples, job.parallel), start=1):
         _check_finite(reference, sample.file)
         for meter in meters:
             meter.update(reference, result, sample)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "qcli"
 
 LAYERS = {
     "nouns": ("types", "errors"),
-    "plain tools": ("configure", "files", "watch", "yaml_file", "job", "memory", "blas"),
+    "plain tools": ("configure", "files", "watch", "yaml_file", "job", "memory", "blas", "parallel"),
     "registry": ("plugins", "contracts", "depfile", "stats._bins"),
     "the door to onnx": ("graph", "graph.*"),
     "the door to onnxruntime": ("runtime",),
