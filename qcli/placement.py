@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from qcli.existing import QUANTIZED_OPERATORS, touches_quantized
 from qcli.graph import (
     Graph,
@@ -133,6 +135,8 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
     if support is None:
         return target.refusal(node.op_type, node.domain)
     reason = illegal(node, support) or refused(node)
+    if reason is None and _is_swish(node, target):
+        reason = "of x f(x), both are there in float, since f has no integer kernel"
     if reason is None and support.placement is not Placement.ANCHOR and touches_quantized(node):
         reason = "it stands beside what is quantized already"
     if reason is not None:
@@ -144,8 +148,31 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
     )
     if not operands:
         return "it reads no activation"
+    if support.depthwise is not None and _is_depthwise(node):
+        support = msgspec.structs.replace(support, placement=support.depthwise)
     tail, bias = _tail(node, support, refused)
     return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias)
+
+
+def _is_swish(node: Node, target: Target) -> bool:
+    """True for the Mul of x f(x) with an f that has no integer kernel: x and f(x) are there in float anyway."""
+    if node.op_type != "Mul" or len(node.inputs) != 2:
+        return False
+    for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        gate = other.producer() if other is not None else None
+        if gate is not None and gate.op_type in _GATES and gate.inputs[0] is value:
+            return target.support(gate.op_type, gate.domain) is None
+    return False
+
+
+_GATES = ("HardSigmoid", "Sigmoid", "Softplus", "Tanh")
+
+
+def _is_depthwise(node: Node) -> bool:
+    """True for a Conv in which each channel is read by itself."""
+    weight = dimensions(node.inputs[1]) if node.inputs[1] is not None else None
+    groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    return groups > 1 and weight is not None and weight[1] == 1
 
 
 def _unfit(placed: Placed, unfit: Unfit) -> str | None:

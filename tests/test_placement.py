@@ -268,6 +268,37 @@ def test_a_tail_that_leads_to_no_product_stays_float() -> None:
     assert set(kept(plan)) == {"Sigmoid", "Mul", "Exp"} and "island" in kept(plan)["Mul"]
 
 
+def test_of_a_swish_without_integer_kernel_both_factors_stay_float() -> None:
+    gate, product = node("HardSigmoid", "c", "h"), node("Mul", "c h", "m")
+    plan = sandwich(gate, product, result="m")
+    assert set(kept(plan)) == {"HardSigmoid", "Mul"} and "of x f(x)" in kept(plan)["Mul"]
+    assert results(plan) == ["c", "y"] and ("y", "m") in reads(plan)
+    swapped = sandwich(gate, node("Mul", "h c", "m"), result="m")
+    assert set(kept(swapped)) == {"HardSigmoid", "Mul"}
+    gated = sandwich(node("HardSigmoid", "x", "h"), node("Mul", "c h", "m"), result="m")
+    assert set(kept(gated)) == {"HardSigmoid"}, "the gate of another value"
+    silu = sandwich(node("Sigmoid", "c", "h"), node("Mul", "c h", "m"), result="m")
+    assert kept(silu) == {}, "Sigmoid has an integer kernel"
+
+
+def depthwise(*nodes: onnx.NodeProto, result: str = "y") -> Plan:
+    weights = {"w": normal(0, 4, 4, 1, 1), "d": normal(1, 4, 1, 3, 3), "e": normal(2, 8, 1, 3, 3)}
+    return planned(proto_of(list(nodes), {"x": [1, 4, 6, 6]}, {result: None}, weights))
+
+
+def test_a_depthwise_convolution_is_integer_between_others_only() -> None:
+    first, last = node("Conv", "x w", "c"), node("Conv", "m w", "y")
+    middle = node("Conv", "c d", "m", group=4)
+    assert kept(depthwise(first, middle, last)) == {}
+    swish = (node("HardSigmoid", "c", "h"), node("Mul", "c h", "s"), node("Conv", "s d", "m", group=4))
+    plan = depthwise(first, *swish, last)
+    assert kept(plan)["Conv"].startswith("no integer operator feeds it, and Conv alone does not pay")
+    assert results(plan) == ["c", "y"]
+    plan = depthwise(first, node("Conv", "c d", "y", group=4))
+    assert kept(plan)["Conv"].startswith("it would be an integer island between float nodes")
+    assert kept(depthwise(first, node("Conv", "c e", "y", group=4))).get("Conv"), "two results for each channel"
+
+
 def test_an_island_between_float_nodes_is_refused() -> None:
     nodes = [
         node("Exp", "x", "e"),

@@ -25,6 +25,7 @@ class Support(Noun, frozen=True, kw_only=True):
     `data` are the operands that hold activations (None: all of them), `weight` and `bias` those that must be
     constant. `output_optional`: the kernel can also give float results. `tied`: output and inputs share a scale.
     `parts`: each of its outputs carries codes, not the first alone.
+    `depthwise` is the placement of depthwise convolutions where it is another one.
     `natural` is the interval that the operator's results lie in by definition.
     """
 
@@ -35,4 +36,5 @@ class Support(Noun, frozen=True, kw_only=True):
     output_optional: bool = False
     tied: bool = False
     parts: bool = False
+    depthwise: Placement | None = None
     natural: tuple[float, float] | None = None

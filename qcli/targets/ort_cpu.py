@@ -15,7 +15,7 @@ _ANCHOR, _BETWEEN, _FOLLOW = Placement.ANCHOR, Placement.BETWEEN, Placement.FOLL
 _MOVES = Support(placement=_FOLLOW, tied=True)
 
 _TABLE = {
-    "Conv": Support(placement=_ANCHOR, weight=1, bias=2),
+    "Conv": Support(placement=_ANCHOR, depthwise=_BETWEEN, weight=1, bias=2),
     "Gemm": Support(placement=_ANCHOR, weight=1, bias=2, output_optional=True),
     "MatMul": Support(placement=_ANCHOR, weight=1, output_optional=True),
     "Add": Support(placement=_BETWEEN, data=None),
