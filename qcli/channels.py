@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from qcli.axes import clip_bounds, flatten_run, is_set, joined_sizes, rank_of
 from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, infer_shapes, set_constant
 from qcli.types import Array
 
@@ -134,11 +135,6 @@ def _fix(found: Channels, values: Iterable[Value | None]) -> None:
             found.fix(found.tracks[value].classes)
 
 
-def _rank(value: Value | None) -> int | None:
-    shape = dimensions(value) if value is not None else None
-    return len(shape) if shape is not None else None
-
-
 def _owned(value: Value | None) -> Array | None:
     """A constant that belongs to one operand alone."""
     array = constant_of(value)
@@ -165,7 +161,7 @@ def _read(found: Channels, node: Node, axis: int, channels: int) -> Classes:
 
 
 def _convolution(found: Channels, node: Node) -> bool:
-    weight, rank = _owned(node.inputs[1]), _rank(node.inputs[0])
+    weight, rank = _owned(node.inputs[1]), rank_of(node.inputs[0])
     if weight is None or rank is None or rank != weight.ndim:
         return False
     groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
@@ -188,10 +184,10 @@ def _convolution(found: Channels, node: Node) -> bool:
 
 
 def _product(found: Channels, node: Node) -> bool:
-    weight, rank = _owned(node.inputs[1]), _rank(node.inputs[0])
-    if weight is None or weight.ndim != 2 or rank is None or rank < 2 or _switch(node, "transA"):
+    weight, rank = _owned(node.inputs[1]), rank_of(node.inputs[0])
+    if weight is None or weight.ndim != 2 or rank is None or rank < 2 or is_set(node, "transA"):
         return False
-    turned = _switch(node, "transB")
+    turned = is_set(node, "transB")
     read, written = weight.shape[::-1] if turned else weight.shape
     if not _own_bias(node, written):
         return False
@@ -202,37 +198,25 @@ def _product(found: Channels, node: Node) -> bool:
     return True
 
 
-def _switch(node: Node, key: str) -> bool:
-    return key in node.attributes and bool(node.attributes[key].as_int())
-
-
 def _same(found: Channels, node: Node) -> bool:
     """One input whose channels the result keeps where they are."""
     value = node.inputs[0]
     track = found.tracks.get(value) if value is not None else None
     used = sum(bool(output.name) and bool(tuple(output.uses())) for output in node.outputs)
     others = any(other in found.tracks for other in node.inputs[1:] if other is not None)  # a slope that is computed
-    if track is None or others or used > 1 or _rank(node.outputs[0]) != _rank(value):
+    if track is None or others or used > 1 or rank_of(node.outputs[0]) != rank_of(value):
         return False
     found.tracks[node.outputs[0]] = track
     return True
 
 
 def _clip(found: Channels, node: Node) -> bool:
-    lower, upper = _bound(node, 1, "min", -np.inf), _bound(node, 2, "max", np.inf)
+    lower, upper = clip_bounds(node)
     if not lower <= 0 <= upper or not _same(found, node):
         return False
     track = found.tracks[node.outputs[0]]
     found.clips.append(Clipped(node.outputs[0], lower, upper, track))
     return True
-
-
-def _bound(node: Node, operand: int, attribute: str, missing: float) -> float:
-    """A bound of a Clip, which before operator set 11 was an attribute; NaN if it is computed."""
-    if operand >= len(node.inputs) or node.inputs[operand] is None:
-        return node.attributes[attribute].as_float() if attribute in node.attributes else missing
-    bound = constant_of(node.inputs[operand])
-    return float(bound.reshape(-1)[0]) if bound is not None and bound.size == 1 else np.nan
 
 
 def _sum(found: Channels, node: Node) -> bool:
@@ -252,7 +236,7 @@ def _sum(found: Channels, node: Node) -> bool:
 
 def _offset(found: Channels, node: Node, operand: int, track: Track) -> bool:
     constant, value = constant_of(node.inputs[operand]), node.inputs[1 - operand]
-    rank, channels = _rank(value), track.classes.size
+    rank, channels = rank_of(value), track.classes.size
     if constant is None or rank is None or constant.dtype.kind != "f" or constant.ndim > rank:
         return False
     along = constant.shape[track.axis] if constant.ndim >= -track.axis else 1
@@ -279,21 +263,16 @@ def _factor(found: Channels, node: Node) -> bool:
 
 def _concat(found: Channels, node: Node) -> bool:
     tracks = [found.tracks.get(value) if value is not None else None for value in node.inputs]
-    rank, axis = _rank(node.outputs[0]), node.attributes["axis"].as_int()
-    if rank is None or not any(tracks):
-        return False
-    axis = axis - rank if axis >= 0 else axis
-    sizes = [dimensions(value) if value is not None else None for value in node.inputs]
-    known = next(track for track in tracks if track is not None)
-    if axis != known.axis:
+    known = next((track for track in tracks if track is not None), None)
+    sizes = joined_sizes(node, known.axis) if known is not None else None
+    if known is None or sizes is None:
         return False
     parts = []
     for track, size in zip(tracks, sizes, strict=True):
-        channels = size[axis] if size is not None else None
-        if channels is None or (track is not None and (track.axis != axis or track.classes.size != channels)):
+        if track is not None and (track.axis != known.axis or track.classes.size != size):
             return False
-        parts.append(track.classes if track is not None else np.zeros(channels, np.int64))
-    found.tracks[node.outputs[0]] = Track(axis, np.concatenate(parts))
+        parts.append(track.classes if track is not None else np.zeros(size, np.int64))
+    found.tracks[node.outputs[0]] = Track(known.axis, np.concatenate(parts))
     return True
 
 
@@ -301,16 +280,10 @@ def _flatten(found: Channels, node: Node) -> bool:
     """[N, C, ...] to [N, C * ...]: each channel becomes a run of features."""
     value = node.inputs[0]
     track = found.tracks.get(value) if value is not None else None
-    shape, result = (dimensions(value) if value is not None else None), dimensions(node.outputs[0])
-    if track is None or shape is None or result is None or len(result) != 2 or track.axis != 1 - len(shape):
+    run = flatten_run(node, track.axis, track.classes.size) if track is not None else None
+    if track is None or run is None:
         return False
-    features = result[1]
-    if features is None or features % track.classes.size or (result[0] != shape[0] and shape[0] is not None):
-        return False
-    inner = shape[2:]
-    if None in inner or int(np.prod([size or 0 for size in inner])) * track.classes.size != features:
-        return False
-    found.tracks[node.outputs[0]] = Track(-1, np.repeat(track.classes, features // track.classes.size))
+    found.tracks[node.outputs[0]] = Track(-1, np.repeat(track.classes, run))
     return True
 
 

@@ -5,7 +5,7 @@
 The factors s, one for each channel, belong to *classes* of channels (`qcli/channels.py`): Add, Relu, pooling and
 Concat tie channels of several tensors to each other. A residual stream, which pairwise equalization has to leave
 alone, is scaled as a whole. Where a Clip ends a tensor, such as Relu6, its channels grow at most up to the bound that
-they kept to on all samples, so that the Clip need not change.
+they kept to on all samples, so that the Clip need not change; or each of its channels gets bounds of its own.
 
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1, there
 for pairs of layers and from weight ranges; here for all tied tensors at once, and from activation ranges.
@@ -18,11 +18,12 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from qcli.channels import Channels, Linear, Track, channels_of, rescale
+from qcli.channels import Channels, Clipped, Linear, Track, channels_of, rescale
 from qcli.errors import InputError, UsageError
 from qcli.graph import Model, Value, constant_of, dimensions
 from qcli.statistics import Statistics
 from qcli.steps._base import MeasuredStep
+from qcli.steps._clips import bound_each
 from qcli.types import Array, Request
 
 Float64Array = npt.NDArray[np.float64]
@@ -42,6 +43,11 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
     largest weights on both sides equal (Nagel et al., equation 11), which is what one scale for a whole weight needs,
     and looks at samples only where a Clip bounds the factors. `limit` bounds each factor, and so does a hundredth of
     the number of values seen of a channel: what is rarely active may be ten times as large in the next sample.
+
+    `clip: keep` leaves every Clip as it is, and scales what it bounds no further than that allows. With `per_channel`
+    factors are free; a Clip that would cut something else then gets the widest of the bounds, and a Max and a Min by
+    constants for each channel behind it. Each of those is a pass of its own over the tensor when the model runs, where
+    a Clip costs nothing. Only `by: weights` makes use of that: `activations` never shrinks what reaches a bound.
     """
 
     worth_db: ClassVar[float | None] = 0.05
@@ -50,6 +56,7 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
     strength: float = 0.5
     depthwise: float = 1.0
     limit: float = 64.0
+    clip: Literal["keep", "per_channel"] = "keep"
 
     def __post_init__(self) -> None:
         if not (0 <= self.strength <= 1 and 0 <= self.depthwise <= 1):
@@ -67,7 +74,7 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
         return self.by == "weights"
 
     def run(self, model: Model) -> int:
-        """Without samples: by weights, with all channels that a Clip bounds left as they are."""
+        """Without samples: by weights, with all channels that a Clip bounds left as they are, if it has to stay."""
         return self._run(model, None)
 
     def run_measured(self, model: Model, statistics: Statistics) -> int:
@@ -75,7 +82,7 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
 
     def _run(self, model: Model, statistics: Statistics | None) -> int:
         found = channels_of(model)
-        classes = _Classes(found, statistics)
+        classes = _Classes(found, statistics, keeps_clips=self.clip == "keep")
         if self.by == "weights":
             wanted = _by_weights(found, classes)
         else:
@@ -86,13 +93,17 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
         factors[scaled] = np.clip(wanted, 1 / limits, limits)[scaled]
         factors = _within(factors, classes.most)
         rescale(model.graph, found, factors[classes.root])
+        for clip, room in classes.clips:
+            along = factors[classes.root[clip.track.classes]]
+            if not np.array_equal(along, _within(along, room)):
+                bound_each(model.graph, clip, along)
         return int((factors != 1).any())
 
 
 class _Classes:
     """What is known of each class; arrays are indexed by the class."""
 
-    def __init__(self, found: Channels, statistics: Statistics | None) -> None:
+    def __init__(self, found: Channels, statistics: Statistics | None, *, keeps_clips: bool) -> None:
         self.root = found.resolved()
         size = self.root.size
         self.ranges = np.zeros(size)
@@ -108,8 +119,10 @@ class _Classes:
                 self.gentle[self.root[layer.columns]] = True
         for value, track in found.tracks.items():
             self._include(value, track, statistics)
-        for clip in found.clips:
-            self._bound(clip.value, clip.track, (clip.lower, clip.upper), statistics)
+        self.clips = [(clip, _most(clip, statistics)) for clip in found.clips]
+        """Each Clip with the factors [channels] up to which it need not change."""
+        for clip, room in self.clips if keeps_clips else ():
+            np.minimum.at(self.most, self.root[clip.track.classes], room)
         self.trusted = np.full(size, np.inf)
         """The factor that the number of values seen allows."""
         if statistics is not None:
@@ -128,15 +141,14 @@ class _Classes:
         if known is not None and not _is_passed_on(value):
             np.maximum.at(self.ranges, classes, np.maximum(-known[0], known[1]))
 
-    def _bound(self, value: Value, track: Track, bounds: tuple[float, float], statistics: Statistics | None) -> None:
-        """A channel that stays within the bounds may grow up to them; one that reaches them may not be scaled."""
-        classes = self.root[track.classes]
-        most = np.ones(classes.size)
-        known = _extrema(value, track, statistics)
-        if known is not None:
-            room = [_room(reached, bound) for reached, bound in zip(known, bounds, strict=True)]
-            most = np.maximum(np.minimum(*room), 1.0)
-        np.minimum.at(self.most, classes, most)
+
+def _most(clip: Clipped, statistics: Statistics | None) -> Float64Array:
+    """A channel that stays within the bounds may grow up to them; one that reaches them may not be scaled."""
+    known = _extrema(clip.value, clip.track, statistics)
+    if known is None:
+        return np.ones(clip.track.classes.size)
+    room = [_room(reached, bound) for reached, bound in zip(known, (clip.lower, clip.upper), strict=True)]
+    return np.asarray(np.min(room, axis=0).clip(min=1.0))
 
 
 def _places(value: Value, track: Track) -> int:

@@ -239,3 +239,73 @@ def test_dead_channels_keep_their_scale() -> None:
 def test_bad_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         create("steps", {"equalize": options})
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 0.5), (-0.25, 0.5), (0.0, 6.0)])
+@pytest.mark.parametrize("by", ["activations", "weights"])
+def test_each_channel_gets_bounds_of_its_own(by: str, lower: float, upper: float) -> None:
+    proto = clipped(upper, lower)
+    model = wrapped(proto)
+    step = Equalize(by=by, strength=1.0, clip="per_channel")
+    before = channel_ranges(model, "a")
+    assert step.run_measured(model, collect(model, Statistics.empty(step.requests(model)), stream_for(model, 64))) == 1
+    after = channel_ranges(model, "a")
+    assert not np.allclose(before, after)
+    if by == "activations":
+        assert after.max() / after.min() < before.max() / before.min()
+    assert_same(proto, model)
+
+
+def test_bounds_of_their_own_need_no_samples() -> None:
+    proto = clipped(0.5)
+    kept, freed = wrapped(proto), wrapped(proto)
+    assert Equalize(by="weights").run(kept) == 0
+    assert Equalize(by="weights", clip="per_channel").run(freed) == 1
+    assert [item.op_type for item in freed.graph] == ["Conv", "Clip", "Min", "Conv"]
+    assert [value.name for value in freed.graph.node("/a").outputs] == ["a"]
+    assert_same(proto, freed)
+
+
+def test_bounds_that_are_attributes_are_scaled_too() -> None:
+    """As before operator set 11."""
+    weights = {"w1": uneven(0, 4, 3, 1, 1), "w2": normal(1, 2, 4, 1, 1)}
+    nodes = [node("Conv", "x w1", "c"), node("Clip", "c", "a", min=-0.5, max=1.0), node("Conv", "a w2", "y")]
+    proto = proto_of(nodes, {"x": [1, 3, 4, 4]}, {"y": None}, weights, opset=10)
+    model = wrapped(proto)
+    assert Equalize(by="weights", clip="per_channel").run(model) == 1
+    assert [item.op_type for item in model.graph] == ["Conv", "Clip", "Max", "Min", "Conv"]
+    assert_same(proto, model)
+
+
+def test_a_clip_that_cuts_the_same_stays() -> None:
+    proto = clipped(1e6)
+    model = wrapped(proto)
+    step = Equalize(strength=1.0, clip="per_channel")
+    step.run_measured(model, collect(model, Statistics.empty(step.requests(model)), stream_for(model, SAMPLES)))
+    assert [item.op_type for item in model.graph] == ["Conv", "Clip", "Conv"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([(-0.5, 1.0), (0.0, 0.1), (0.0, 1.0), (-np.inf, 0.3), (-0.2, np.inf)]), st.integers(0, 99))
+def test_bounds_of_their_own_keep_a_residual_stream(bounds: tuple[float, float], seed: int) -> None:
+    """Two clipped tensors that meet in an Add, with pads and pooling behind."""
+    weights = {
+        "w1": uneven(seed, 5, 3, 1, 1),
+        "w2": uneven(seed + 1, 5, 5, 3, 3),
+        "w3": normal(seed + 2, 5, 1, 3, 3),
+        "low": np.array(bounds[0], np.float32),
+        "high": np.array(bounds[1], np.float32),
+    }
+    nodes = [
+        node("Conv", "x w1", "c1"),
+        node("Clip", "c1 low high", "a1"),
+        node("Conv", "a1 w2", "c2", pads=[1, 1, 1, 1]),
+        node("Clip", "c2 low high", "a2"),
+        node("Add", "a1 a2", "sum"),
+        node("MaxPool", "sum", "pooled", kernel_shape=[2, 2]),
+        node("Conv", "pooled w3", "y", group=5),
+    ]
+    proto = proto_of(nodes, {"x": [2, 3, 8, 8]}, {"y": None}, weights)
+    model = wrapped(proto)
+    Equalize(by="weights", clip="per_channel").run(model)
+    assert_same(proto, model)
