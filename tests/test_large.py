@@ -372,7 +372,7 @@ def test_ranges_do_not_depend_on_the_blocks(axis: int, finder: str, monkeypatch:
     find = create("ranges", finder).interval
     whole = find(from_weights(weight, axis), grid)
     monkeypatch.setattr(blocks, "_BLOCK_BYTES", 1000)
-    parts, dead = blocks.interval_of(weight, axis, lambda part: find(part, grid))
+    parts, dead = blocks.interval_of(weight, grid, lambda part: find(part, grid))
     np.testing.assert_array_equal(parts.lower, whole.lower)
     np.testing.assert_array_equal(parts.upper, whole.upper)
     assert dead.shape == whole.lower.shape and not dead.any()
@@ -402,7 +402,7 @@ def test_a_part_of_the_middle_says_where_to_clip() -> None:
     number = create("formats", "int8")
     errors = []
     for thin in (False, True):
-        interval, _ = blocks.interval_of(weight, 0, lambda part: find(part, grid), thin=thin)
+        interval, _ = blocks.interval_of(weight, grid, lambda part: find(part, grid), thin=thin)
         scale = number.scale(interval, grid)
         errors.append(float(np.square(number.decode(number.encode(weight, scale), scale) - weight).sum()))
     assert errors[1] <= 1.01 * errors[0]
@@ -412,8 +412,8 @@ def test_short_channels_are_taken_whole() -> None:
     weight = normal(0, 4, 1000)
     find = create("ranges", "mse").interval
     grid = Grid(granularity="channel", axis=0)
-    whole, _ = blocks.interval_of(weight, 0, lambda part: find(part, grid))
-    thin, _ = blocks.interval_of(weight, 0, lambda part: find(part, grid), thin=True)
+    whole, _ = blocks.interval_of(weight, grid, lambda part: find(part, grid))
+    thin, _ = blocks.interval_of(weight, grid, lambda part: find(part, grid), thin=True)
     np.testing.assert_array_equal(whole.upper, thin.upper)
 
 

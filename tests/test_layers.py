@@ -21,6 +21,7 @@ LAYERS = {
     "the door to onnx": ("graph", "graph.*"),
     "the door to onnxruntime": ("runtime",),
     "knowledge": ("distribution", "existing", "layers", "windows", "responses", "channels", "paired"),
+    "what follows from it": ("granularity",),
     "formats, stats, samples": ("formats.*", "stats.*", "samples.*"),
     "ranges and their like": ("ranges.*", "roundings.*", "metrics.*", "targets.*", "statistics"),
     "graph plug-ins": ("encodings.*", "steps.*"),
