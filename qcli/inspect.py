@@ -19,6 +19,7 @@ from qcli.types import Array, Noun
 
 _QUANTIZE = ("QuantizeLinear", "DynamicQuantizeLinear")
 _DEQUANTIZE = ("DequantizeLinear",)
+_BLOCKED = (*_DEQUANTIZE, "MatMulNBits", "GatherBlockQuantized")
 
 
 class KernelCounts(Noun, frozen=True, kw_only=True):
@@ -32,9 +33,10 @@ class KernelCounts(Noun, frozen=True, kw_only=True):
 class Inspection(Noun, frozen=True, kw_only=True):
     """The facts of one model file.
 
-    `weight_bytes` are by dtype, `graph_bytes` is the rest of the file. `multiply_accumulates` are those of
-    one sample, free axes of size one; null where shapes cannot be inferred. `kernels` is null, and `problem`
-    says why, if onnxruntime cannot load the model.
+    `weight_bytes` are by dtype, `graph_bytes` is the rest of the file. `block_sizes` counts the nodes that decode
+    weights in blocks, by the size of a block. `multiply_accumulates` are those of one sample, free axes of size one;
+    null where shapes cannot be inferred. `kernels` is null, and `problem` says why, if onnxruntime cannot load the
+    model.
     """
 
     schema: int = 1
@@ -47,6 +49,7 @@ class Inspection(Noun, frozen=True, kw_only=True):
     graph_bytes: int
     quantize_nodes: int
     dequantize_nodes: int
+    block_sizes: dict[str, int]
     multiply_accumulates: int | None
     kernels: KernelCounts | None
     problem: str = ""
@@ -70,10 +73,18 @@ def inspect_model(path: Path) -> Inspection:
         graph_bytes=max(facts.bytes - sum(weights.values()), 0),
         quantize_nodes=sum(operators[op] for op in _QUANTIZE),
         dequantize_nodes=sum(operators[op] for op in _DEQUANTIZE),
+        block_sizes=_block_sizes(model),
         multiply_accumulates=_work(model, feeds) if feeds is not None else None,
         kernels=kernels,
         problem=problem,
     )
+
+
+def _block_sizes(model: Model) -> dict[str, int]:
+    """The most frequent size first."""
+    given = (node.attributes.get("block_size") for node in model.nodes() if node.op_type in _BLOCKED)
+    sizes = Counter(str(size.as_int()) for size in given if size is not None and size.as_int())
+    return dict(sizes.most_common())
 
 
 def _weight_bytes(model: Model) -> dict[str, int]:

@@ -66,6 +66,7 @@ def show_inspection(seen: Inspection, console: Console) -> None:
         *((f"  {dtype}", f"{size:,}") for dtype, size in seen.weight_bytes.items()),
         ("  graph", f"{seen.graph_bytes:,}"),
         ("Q/DQ", f"{seen.quantize_nodes} QuantizeLinear, {seen.dequantize_nodes} DequantizeLinear"),
+        *(("blocks", f"{count} weights in blocks of {size}") for size, count in seen.block_sizes.items()),
     ]
     if seen.multiply_accumulates is not None:
         rows.append(("work", f"{seen.multiply_accumulates:,} multiply-accumulates for one sample"))

@@ -59,13 +59,10 @@ class Pool:
         return self.once((coded.name, id(coded.codes)), lambda: constant_codes(coded, coded.codes, pack=pack))
 
     def steps(self, coded: Coded, *, spread: bool = False) -> Value:
-        """The scale: a scalar or a vector, or with `spread` in a shape that broadcasts against the codes.
-
-        That of blocks has the shape of the codes but for its axis, in either case.
-        """
+        """The scale: one number, or one for each channel or block; with `spread` so that it broadcasts to the codes."""
         scale, home = coded.scale, home_of(coded)
         steps = scale.scale.reshape(()) if scale.axis is None else scale.scale
-        if spread and scale.block is None:
+        if spread:
             steps, _ = along(scale, coded.codes.shape)
         key = (coded.name, id(scale), "scale", spread)
         return self.once(key, lambda: add_initializer(home, f"{coded.name}_scale", steps))

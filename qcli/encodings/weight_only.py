@@ -82,7 +82,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         levels = step("Cast", [pool.codes(coded, pack=self.pack)], "cast", _TO_FLOAT)
         if coded.scale.zero_point.any():
             levels = step("Sub", [levels, self._zero(coded, step)], "sub")
-        steps = pool.steps(coded, spread=True)
+        steps = pool.steps(coded, spread=coded.scale.block is None)
         if coded.scale.block is not None:
             steps = step("Gather", [steps, _numbers(coded)], "steps", {"axis": coded.scale.axis or 0})
         return step("Mul", [levels, steps], "dq")
