@@ -129,6 +129,20 @@ def test_four_bits_are_packed_as_they_are_written(model: Path, samples: Path, re
     assert_equal(run(load_model(output), feeds), Session(output).run(feeds), tolerance=0.02)
 
 
+@pytest.mark.parametrize("decode", ["load", "run"])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_blocks_are_written_one_weight_after_the_other(model: Path, decode: str, symmetric: str) -> None:
+    grid = f"{{format: int4, symmetric: {symmetric}, granularity: block, block: 20}}"
+    rule = f"rules=[{{match: {{role: weight}}, grid: {grid}, encoding: {{weight_only: {{decode: {decode}}}}}}}]"
+    report = quantized(model, settings=(rule,))
+    output = model.parent / "out" / "q.onnx"
+    codes = [tensor for tensor in load_model(output).constants() if tensor.dtype.name == "INT4" and tensor.nbytes > 999]
+    assert [tensor.nbytes for tensor in codes] == [SIZE * SIZE // 2] * 4
+    assert report.accuracy is not None and (report.accuracy.sqnr or 0) > 13
+    feeds = feeds_for(load_model(output))
+    assert_equal(run(load_model(output), feeds), Session(output).run(feeds), tolerance=0.02)
+
+
 def test_a_second_run_gives_the_same_bytes(model: Path) -> None:
     folder = model.parent / "out"
     quantized(model)
