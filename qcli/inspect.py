@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from qcli.contracts import InputSpec
 from qcli.errors import RuntimeFailure, UnsupportedError
-from qcli.graph import Model, check_sizes, concrete_shapes, load_model, normalize_graph
+from qcli.graph import Model, Node, check_sizes, concrete_shapes, constant_of, load_model, normalize_graph
 from qcli.kernels import read_kernels, work_of
 from qcli.latency import made_up_feeds
 from qcli.layers import LAYERS, RECURRENT, multiply_accumulates
@@ -82,9 +83,19 @@ def inspect_model(path: Path) -> Inspection:
 
 def _block_sizes(model: Model) -> dict[str, int]:
     """The most frequent size first."""
-    given = (node.attributes.get("block_size") for node in model.nodes() if node.op_type in _BLOCKED)
-    sizes = Counter(str(size.as_int()) for size in given if size is not None and size.as_int())
+    sizes = Counter(str(size) for node in model.nodes() if (size := _block_size(node)))
     return dict(sizes.most_common())
+
+
+def _block_size(node: Node) -> int:
+    """Of weights that a node decodes, or whose scales it repeats as `weight_only` writes it; 0 for other nodes."""
+    if node.op_type in _BLOCKED:
+        return node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
+    scales, numbers = (constant_of(value) for value in node.inputs[:2]) if node.op_type == "Gather" else (None, None)
+    if scales is None or numbers is None or scales.dtype != np.float32 or numbers.ndim != 1:
+        return 0
+    size = int(np.count_nonzero(numbers == 0))
+    return size if size > 1 and np.array_equal(numbers, np.arange(numbers.size) // size) else 0
 
 
 def _weight_bytes(model: Model) -> dict[str, int]:

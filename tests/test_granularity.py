@@ -467,6 +467,15 @@ def test_a_plan_says_it_and_is_replayed(tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("decode", ["load", "run"])
+def test_blocks_are_counted_in_a_file(decode: str, tmp_path: Path) -> None:
+    """Scales are counted, zero points are not."""
+    setting = rule(20, f"encoding: {{weight_only: {{decode: {decode}}}}}", "format: uint4, symmetric: false")
+    path = tmp_path / "q.onnx"
+    path.write_bytes(stored_of(layer("Conv"), settings=(setting,)).model.serialize())
+    assert inspect_model(path).block_sizes == {"20": 1}
+
+
 def planned() -> tuple[Any, Plan]:
     source = wrapped(layer("MatMul"))
     normalize_graph(source)
