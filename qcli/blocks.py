@@ -1,14 +1,15 @@
-"""Large weights, some channels at a time: what is known of each channel does not depend on the others."""
+"""Weights, some channels at a time where they are large: what is known of each does not depend on the others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from qcli.distribution import Distribution, from_weights
-from qcli.types import Array, FloatArray, Interval, Scale
+from qcli.types import Array, FloatArray, Grid, Interval, Scale
 
 _BLOCK_BYTES = 1 << 23
 """Weights up to this size are worked on as a whole; finding their ranges takes some thirty times as much."""
@@ -19,20 +20,52 @@ _MIDDLE = 512
 
 
 def interval_of(
-    weight: FloatArray, axis: int | None, find: Callable[[Distribution], Interval], *, thin: bool = False
+    weight: FloatArray, grid: Grid, find: Callable[[Distribution], Interval], *, thin: bool = False
 ) -> tuple[Interval, Array]:
-    """The interval of each channel, and which channels are all zero.
+    """The interval of each channel or block, and which of them are all zero, in the shape of the scale.
 
     With `thin`, long channels are known by their ends and by some of what lies between: a tenth of the time.
     """
-    found: list[tuple[Interval, Array]] = []
-    for part in _parts(weight, axis):
-        distribution = from_weights(weight[part], axis)
-        dead = (distribution.lower == 0) & (distribution.upper == 0)
-        found.append((find(_thinned(distribution) if thin else distribution), dead))
-    lower = np.concatenate([interval.lower for interval, _ in found])
-    upper = np.concatenate([interval.upper for interval, _ in found])
-    return Interval(lower=lower, upper=upper), np.concatenate([dead for _, dead in found])
+
+    def ends(rows: FloatArray, along: int | None) -> _Ends:
+        distribution = from_weights(rows, along)
+        interval = find(_thinned(distribution) if thin else distribution)
+        return _Ends(interval.lower, interval.upper, (distribution.lower == 0) & (distribution.upper == 0))
+
+    if grid.block is None:
+        joined, found = 0, [ends(weight[part], grid.axis) for part in _parts(weight, grid.axis)]
+    else:
+        joined = _across(grid.axis, weight.ndim)
+        found = [_block_ends(weight[part], grid, ends) for part in _parts(weight, joined)]
+    lower, upper, dead = (np.concatenate(parts, axis=joined) for parts in zip(*found, strict=True))
+    return Interval(lower=lower, upper=upper), dead
+
+
+class _Ends(NamedTuple):
+    """The lower and the upper ends of intervals, and which of them stand for zeros alone."""
+
+    lower: Array
+    upper: Array
+    dead: Array
+
+
+def _block_ends(weight: FloatArray, grid: Grid, ends: Callable[[FloatArray, int | None], _Ends]) -> _Ends:
+    """In the shape of the weight but for the axis of the blocks, along which each of them has one number."""
+    axis, block = grid.axis or 0, grid.block or 1
+    moved = np.moveaxis(weight, axis, -1)
+    whole = moved.shape[-1] // block * block
+    runs = [(moved[..., :whole], block), (moved[..., whole:], moved.shape[-1] - whole)]
+    found = [
+        [array.reshape(*moved.shape[:-1], -1) for array in ends(run.reshape(-1, size), 0)]
+        for run, size in runs
+        if run.size
+    ]
+    return _Ends(*(np.moveaxis(np.concatenate(parts, axis=-1), -1, axis) for parts in zip(*found, strict=True)))
+
+
+def _across(axis: int | None, rank: int) -> int:
+    """An axis that a weight can be cut along without cutting blocks, which lie along `axis`."""
+    return 0 if axis != 0 or rank < 2 else rank - 1
 
 
 def _thinned(whole: Distribution) -> Distribution:
@@ -51,13 +84,13 @@ def _thinned(whole: Distribution) -> Distribution:
 
 def rounded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scale], Array]) -> Array:
     """The codes of a weight. Roundings treat each output channel by itself."""
-    axis = scale.axis or 0
+    axis = _across(scale.axis, weight.ndim) if scale.block is not None else scale.axis or 0
     parts = tuple(_parts(weight, axis if weight.ndim else None))
     if len(parts) == 1:
         return encode(weight, scale)
     codes = np.empty(weight.shape, scale.dtype)
     for part in parts:
-        codes[part] = encode(weight[part], _scale_of(scale, part[axis]))
+        codes[part] = encode(weight[part], _scale_of(scale, part, axis))
     return codes
 
 
@@ -73,7 +106,8 @@ def _parts(weight: Array, axis: int | None) -> Iterator[tuple[slice, ...]]:
         yield (*everything[:axis], slice(begin, begin + step), *everything[axis + 1 :])
 
 
-def _scale_of(scale: Scale, channels: slice) -> Scale:
+def _scale_of(scale: Scale, part: tuple[slice, ...], axis: int) -> Scale:
     if scale.axis is None:
         return scale
+    channels = part if scale.block is not None else part[axis]
     return msgspec.structs.replace(scale, scale=scale.scale[channels], zero_point=scale.zero_point[channels])

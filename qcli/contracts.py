@@ -147,13 +147,20 @@ class FinishingWork(Protocol):
         ...
 
 
-def broadcast(vector: npt.NDArray[np.generic], rank: int, axis: int | None) -> npt.NDArray[np.generic]:
-    """`vector` [channels] shaped so that it broadcasts along `axis` of an array of `rank` dimensions.
+def along(scale: Scale, shape: tuple[int, ...]) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """The steps and the zero points of `scale`, in shapes that broadcast against an array of `shape`.
 
-    Example: a vector [64], rank 4, axis 1 becomes [1, 64, 1, 1]; with axis None a vector [1] becomes a scalar.
+    Example: for a weight [8, 64, 3, 3], 64 steps along axis 1 become [1, 64, 1, 1], a single step a scalar, and steps
+    [8, 2, 3, 3] of blocks of 32 along axis 1 the whole [8, 64, 3, 3].
     """
-    if axis is None:
+    return _spread(scale.scale, scale, shape), _spread(scale.zero_point, scale, shape)
+
+
+def _spread(vector: Array, scale: Scale, shape: tuple[int, ...]) -> Array:
+    if scale.axis is None:
         return vector.reshape(())
-    shape = [1] * rank
-    shape[axis] = -1
-    return vector.reshape(shape)
+    if scale.block is not None:
+        return np.take(vector, np.arange(shape[scale.axis]) // scale.block, axis=scale.axis)
+    sizes = [1] * len(shape)
+    sizes[scale.axis] = -1
+    return vector.reshape(sizes)

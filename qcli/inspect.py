@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from qcli.contracts import InputSpec
 from qcli.errors import RuntimeFailure, UnsupportedError
-from qcli.graph import Model, check_sizes, concrete_shapes, load_model, normalize_graph
+from qcli.graph import Model, Node, check_sizes, concrete_shapes, constant_of, load_model, normalize_graph
 from qcli.kernels import read_kernels, work_of
 from qcli.latency import made_up_feeds
 from qcli.layers import LAYERS, RECURRENT, multiply_accumulates
@@ -19,6 +20,7 @@ from qcli.types import Array, Noun
 
 _QUANTIZE = ("QuantizeLinear", "DynamicQuantizeLinear")
 _DEQUANTIZE = ("DequantizeLinear",)
+_BLOCKED = (*_DEQUANTIZE, "MatMulNBits", "GatherBlockQuantized")
 
 
 class KernelCounts(Noun, frozen=True, kw_only=True):
@@ -32,9 +34,10 @@ class KernelCounts(Noun, frozen=True, kw_only=True):
 class Inspection(Noun, frozen=True, kw_only=True):
     """The facts of one model file.
 
-    `weight_bytes` are by dtype, `graph_bytes` is the rest of the file. `multiply_accumulates` are those of
-    one sample, free axes of size one; null where shapes cannot be inferred. `kernels` is null, and `problem`
-    says why, if onnxruntime cannot load the model.
+    `weight_bytes` are by dtype, `graph_bytes` is the rest of the file. `block_sizes` counts the nodes that decode
+    weights in blocks, by the size of a block. `multiply_accumulates` are those of one sample, free axes of size one;
+    null where shapes cannot be inferred. `kernels` is null, and `problem` says why, if onnxruntime cannot load the
+    model.
     """
 
     schema: int = 1
@@ -47,6 +50,7 @@ class Inspection(Noun, frozen=True, kw_only=True):
     graph_bytes: int
     quantize_nodes: int
     dequantize_nodes: int
+    block_sizes: dict[str, int]
     multiply_accumulates: int | None
     kernels: KernelCounts | None
     problem: str = ""
@@ -70,10 +74,28 @@ def inspect_model(path: Path) -> Inspection:
         graph_bytes=max(facts.bytes - sum(weights.values()), 0),
         quantize_nodes=sum(operators[op] for op in _QUANTIZE),
         dequantize_nodes=sum(operators[op] for op in _DEQUANTIZE),
+        block_sizes=_block_sizes(model),
         multiply_accumulates=_work(model, feeds) if feeds is not None else None,
         kernels=kernels,
         problem=problem,
     )
+
+
+def _block_sizes(model: Model) -> dict[str, int]:
+    """The most frequent size first."""
+    sizes = Counter(str(size) for node in model.nodes() if (size := _block_size(node)))
+    return dict(sizes.most_common())
+
+
+def _block_size(node: Node) -> int:
+    """Of weights that a node decodes, or whose scales it repeats as `weight_only` writes it; 0 for other nodes."""
+    if node.op_type in _BLOCKED:
+        return node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
+    scales, numbers = (constant_of(value) for value in node.inputs[:2]) if node.op_type == "Gather" else (None, None)
+    if scales is None or numbers is None or scales.dtype != np.float32 or numbers.ndim != 1:
+        return 0
+    size = int(np.count_nonzero(numbers == 0))
+    return size if size > 1 and np.array_equal(numbers, np.arange(numbers.size) // size) else 0
 
 
 def _weight_bytes(model: Model) -> dict[str, int]:

@@ -77,12 +77,31 @@ def _channel_axis(node: Node, operand: int, shape: tuple[int, ...]) -> int:
         return 0
     if node.op_type in ("ConvTranspose", *RECURRENT):
         return 1
-    if node.op_type in ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"):
+    if node.op_type in _PRODUCTS:
         transposed = _switch(node, "transB") if operand == 1 else _switch(node, "transA")
         return last - 1 if (operand == 0) is not transposed else last
     if node.op_type == "Einsum":
         return _einsum_axis(node, operand, last)
     return last
+
+
+def input_axis(node: Node, operand: int, rank: int) -> int | None:
+    """The axis of a weight of `rank` dimensions that its operator sums over; None where there is no such axis.
+
+    Conv [M, C/g, ...]: 1. ConvTranspose [C, M/g, ...]: 0. MatMul [..., K, N]: the last but one. LSTM [2, 4H, I]: 2.
+    """
+    if node.op_type in ("Conv", "FusedConv", "DeformConv"):
+        return 1
+    if node.op_type in ("ConvTranspose", "Attention"):
+        return 0
+    if node.op_type in RECURRENT:
+        return rank - 1
+    if node.op_type in _PRODUCTS and rank >= 2:
+        return 2 * rank - 3 - _channel_axis(node, operand, (0,) * rank)
+    return None
+
+
+_PRODUCTS = ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul")
 
 
 def _einsum_axis(node: Node, operand: int, last: int) -> int:

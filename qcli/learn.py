@@ -10,13 +10,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from qcli.contracts import broadcast
+from qcli.contracts import along
 from qcli.errors import InputError
 from qcli.graph import Model, Node, constant_of, node_key
 from qcli.plugins import create
 from qcli.responses import response_of
-from qcli.roundings._learned import Answer, LearnedRounding, Moments, Rows
-from qcli.roundings._quadratic import damped, error_of, refitted
+from qcli.roundings._learned import LearnedRounding, Moments
+from qcli.roundings._quadratic import damped, error_of, refitted, refitted_parts
+from qcli.roundings._rows import Answer, Rows
 from qcli.statistics import Statistics
 from qcli.types import Array, Entry, Plan, Request, Role, Scale, Window
 from qcli.windows import reads_of, rows_of, weight_of, window_of
@@ -119,7 +120,10 @@ def inputs_of(request: Request, statistics: Statistics) -> Inputs | None:
 
 
 def learned(node: Node, entry: Entry, inputs: Inputs, scale: Scale, floor: Float64Array) -> tuple[Array, Scale]:
-    """The codes of a weight and its scale, which may have been fitted to them. No step is below `floor` [channels]."""
+    """The codes of a weight and its scale, which may have been fitted to them.
+
+    No step is below `floor`, which has the shape of the scale.
+    """
     problem = Problem(node, np.asarray(constant_of(node.inputs[1]), np.float64), inputs.window)
     return problem.solve(rounding_of(entry), inputs.measured, scale, floor)
 
@@ -149,20 +153,22 @@ class Problem:
 
     def rows(self, scale: Scale, target: Float64Array | None = None) -> Rows:
         """The weight, or another target [groups, R, K], in units of the steps."""
-        steps, zero = self._along(scale.scale, scale), self._along(scale.zero_point, scale)
-        shape = self.weight.shape[:2]
-        lowest, highest = (np.broadcast_to(end - zero[..., 0], shape) for end in (scale.lowest, scale.highest))
-        exact, answer = (self.weight if target is None else target) / steps, self._answer(steps[..., 0])
-        return Rows(exact=exact, lowest=lowest, highest=highest, answer=answer)
+        steps, zero = self.steps(scale), self._along(along(scale, self._shape)[1], scale)
+        shape = (*self.weight.shape[:2], zero.shape[-1])
+        lowest, highest = (np.broadcast_to(end - zero, shape) for end in (scale.lowest, scale.highest))
+        unit = steps.max(axis=2, keepdims=True)
+        exact, answer = (self.weight if target is None else target) / steps, self._answer(unit[..., 0])
+        return Rows(exact=exact, lowest=lowest, highest=highest, sizes=steps / unit, answer=answer)
 
     def stored(self, codes: Array, scale: Scale) -> Float64Array:
         """The inverse of `codes`."""
-        zero = np.asarray(broadcast(scale.zero_point, len(self._shape), scale.axis), np.float64)
+        zero = along(scale, self._shape)[1]
         return np.asarray(rows_of(self._node, codes.astype(np.float64) - zero, self._window), np.float64)
 
     def steps(self, scale: Scale) -> Float64Array:
-        """The step of each row, or of all, [groups or 1, R or 1, 1]."""
-        return self._along(scale.scale, scale)
+        """The step of each row, or of all, [groups or 1, R or 1, 1]; in blocks that of each element."""
+        steps = self._along(along(scale, self._shape)[0], scale)
+        return np.where(steps > 0, steps, 1.0)  # what fills up a window has none
 
     def _answer(self, steps: Float64Array) -> Answer | None:
         """The layer's response in units of `steps` [groups or 1, R or 1]; None for blocks, which are parts of it."""
@@ -174,15 +180,18 @@ class Problem:
         lower, upper = (np.broadcast_to(end / steps, bias.shape) for end in (found.lower, found.upper))
         return Answer(bias=bias, lower=lower, upper=upper, slope=found.slope)
 
-    def _along(self, vector: Array, scale: Scale) -> Float64Array:
-        """A vector of one value for each channel, or for all, as [groups or 1, R or 1, 1]."""
-        whole = broadcast(vector.astype(np.float64), len(self._shape), scale.axis)
-        if whole.ndim == 0:
-            return np.asarray(whole, np.float64).reshape(1, 1, 1)
-        spread = np.broadcast_to(whole, self._shape).astype(np.float64)
-        return np.asarray(rows_of(self._node, spread, self._window)[..., :1], np.float64)
+    def _along(self, spread: Array, scale: Scale) -> Float64Array:
+        """What broadcasts against the weight as rows: [groups or 1, R or 1, 1], in blocks [groups, R, K]."""
+        if spread.ndim == 0:
+            return np.asarray(spread, np.float64).reshape(1, 1, 1)
+        whole = np.broadcast_to(spread, self._shape).astype(np.float64)
+        rows = np.asarray(rows_of(self._node, whole, self._window), np.float64)
+        return rows if scale.block is not None else rows[..., :1]
 
     def _refitted(self, codes: Float64Array, scale: Scale, products: Float64Array, floor: Float64Array) -> Scale:
+        if scale.block is not None:
+            factors = self._block_factors(codes, scale, products)
+            return msgspec.structs.replace(scale, scale=np.maximum(scale.scale * factors, floor).astype(np.float32))
         factors = refitted(codes, self.rows(scale).exact, products)
         sizes = np.maximum(np.einsum("grk,grk->gr", codes @ products, codes), 1e-300)
         spread = np.broadcast_to(factors[..., None], self.weight.shape)
@@ -193,15 +202,26 @@ class Problem:
         fitted = np.maximum(scale.scale * np.reshape(steps, scale.scale.shape), floor).astype(np.float32)
         return msgspec.structs.replace(scale, scale=fitted)
 
+    def _block_factors(self, codes: Float64Array, scale: Scale, products: Float64Array) -> Float64Array:
+        """What each step should be multiplied by, in the shape of the scale.
+
+        A block that lies in two windows, which are independent, gets the mean of what both want.
+        """
+        numbered = msgspec.structs.replace(scale, zero_point=np.arange(scale.scale.size).reshape(scale.scale.shape))
+        parts = self._along(along(numbered, self._shape)[1], scale)[:, 0].astype(np.intp)
+        factors = refitted_parts(codes, self.rows(scale), products, parts)
+        whole, axis = weight_of(self._node, factors, self._window, self._shape), scale.axis or 0
+        starts = np.arange(0, self._shape[axis], scale.block)
+        means = np.add.reduceat(whole, starts, axis) / np.add.reduceat(np.ones_like(whole), starts, axis)
+        return np.asarray(means, np.float64)
+
     def _error(self, codes: Float64Array, scale: Scale, products: Float64Array) -> float:
-        steps = self._along(scale.scale, scale)
-        return float(error_of(codes * steps, self.weight, products).sum())
+        return float(error_of(codes * self.steps(scale), self.weight, products).sum())
 
     def codes(self, codes: Float64Array, scale: Scale) -> Array:
         """Codes [groups, R, K] without zero points as the layer stores them."""
         whole = weight_of(self._node, codes, self._window, self._shape)
-        zero = broadcast(scale.zero_point, len(self._shape), scale.axis)
-        return np.asarray(whole + zero, scale.dtype)
+        return np.asarray(whole + along(scale, self._shape)[1], scale.dtype)
 
 
 def rounding_of(entry: Entry) -> LearnedRounding:

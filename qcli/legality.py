@@ -41,6 +41,8 @@ def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
     data = node.inputs[0] if node.inputs else None
     if data is None or data.dtype is None or data.dtype.numpy().name != "float32":
         return "its data is not float32"
+    if grid.block is not None:
+        return "no dynamic kernel takes weights in blocks"
     if np.iinfo(create("formats", grid.format).dtype).bits > _BYTE:
         return f"no dynamic kernel takes {grid.format} weights"
     if node.domain not in ("", "ai.onnx"):

@@ -10,7 +10,8 @@ from itertools import accumulate
 import msgspec
 
 from qcli.errors import UsageError, did_you_mean
-from qcli.graph import Model, Node, Value, dimensions, is_constant, node_key, original_name
+from qcli.granularity import no_blocks
+from qcli.graph import Model, Node, Value, constant_of, dimensions, is_constant, node_key, original_name
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe, SourcedRule
 from qcli.types import Entry, Grid, Match, Role, Site
@@ -37,7 +38,7 @@ class RuleBook:
                 return f"no rule gives its {role.value} a grid"
             if decided.rule.keep is not None:
                 return f"{decided.origin} keeps it float"
-        return self._kept_by_result(node) or self._encoded_otherwise(node)
+        return self._kept_by_result(node) or self._encoded_otherwise(node) or self._in_blocks(node)
 
     def weight_refusal(self, node: Node) -> str | None:
         """Why the recipe keeps a node's weights as they are, or None."""
@@ -95,6 +96,16 @@ class RuleBook:
             if decided is not None and encoding is not None and not create("encodings", encoding).calibrated:
                 return f"{decided.origin} wants it {choice_of(encoding).name}"
         return None
+
+    def _in_blocks(self, node: Node) -> str | None:
+        """A rule that gives the weight blocks, where they fit."""
+        array = constant_of(node.inputs[1]) if Role.WEIGHT in self._roles(node) else None
+        decided = self._last(node, Role.WEIGHT, lambda rule: rule.rule.grid is not None)
+        grid = decided.rule.grid if decided is not None else None
+        if array is None or decided is None or grid is None or grid.granularity != "block":
+            return None
+        fits = no_blocks(node, 1, array.shape, grid.block) is None
+        return f"{decided.origin} gives its weight blocks, which no integer kernel multiplies" if fits else None
 
     def _last_of(self, nodes: tuple[Node, ...], site: Site, says: Callable[[SourcedRule], bool]) -> SourcedRule | None:
         for sourced in reversed(self._rules):

@@ -34,7 +34,7 @@ def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
 def _opset_of(spec: Spec, grid: Grid) -> int:
     """The operator set that codes on a grid need in an encoding. Those of a static one stand behind QuantizeLinear."""
     encoding, number_format = create("encodings", spec), create("formats", grid.format)
-    written = encoding.min_opset(number_format.bits(grid), per_channel=grid.granularity != "tensor")
+    written = encoding.min_opset(number_format.bits(grid), grid.granularity)
     return int(max(written, number_format.min_opset if encoding.calibrated else 1))
 
 

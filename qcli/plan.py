@@ -10,8 +10,9 @@ import msgspec
 
 from qcli.configure import convert
 from qcli.errors import NothingToDoError, UsageError
+from qcli.granularity import check_layout, laid_out, no_blocks
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
-from qcli.layers import LAYERS, bias_layer, output_channel_axis, weight_operands
+from qcli.layers import LAYERS, bias_layer, input_axis, output_channel_axis, weight_operands
 from qcli.legality import not_dynamic
 from qcli.matching import RuleBook
 from qcli.opsets import required_opset
@@ -120,6 +121,10 @@ def _check_site(site: Site, node: Node | None) -> None:
 def _check_axis(entry: Entry, node: Node) -> None:
     """Channels of a weight are those of the outputs: any other axis is out of range, or silently worse."""
     site, axis = entry.site, entry.grid.axis
+    check_layout(entry.grid, f"plan: '{site.value}' of '{site.node}'")
+    if site.role is Role.WEIGHT and entry.grid.block is not None:
+        _check_blocks(entry, node)
+        return
     if site.role is not Role.WEIGHT or axis is None:
         return
     sensible = {known for operand, known in weight_operands(node) if operand == site.operand}
@@ -129,6 +134,22 @@ def _check_axis(entry: Entry, node: Node) -> None:
         wanted = ", ".join(sorted(str(known) for known in sensible if known is not None)) or "no axis"
         problem = f"the plan scales the weight '{site.value}' along axis {axis}; its output channels lie along {wanted}"
         raise UsageError(problem, "correct 'axis' and 'granularity' of its grid, or make the plan again")
+
+
+def _check_blocks(entry: Entry, node: Node) -> None:
+    """Blocks lie along the axis that the operator sums over, and no kernel of integers multiplies them."""
+    site = entry.site
+    array = constant_of(node.inputs[site.operand])
+    shape = array.shape if array is not None else ()
+    problem = no_blocks(node, site.operand, shape, entry.grid.block)
+    axis = input_axis(node, site.operand, len(shape))
+    if problem is None and entry.grid.axis != axis:
+        problem = f"blocks lie along axis {axis}, not {entry.grid.axis}"
+    if problem is None and create("encodings", entry.encoding).multiplies:
+        problem = f"no integer kernel multiplies blocks, as the encoding '{choice_of(entry.encoding).name}' wants it"
+    if problem is not None:
+        hint = "correct its grid, take the encoding weight_only, or make the plan again"
+        raise UsageError(f"plan: '{site.value}' of '{site.node}': {problem}", hint)
 
 
 def _check_encoding(entry: Entry, plan: Plan, node: Node) -> None:
@@ -194,8 +215,7 @@ def _constant_entries(placed: Placed, rules: RuleBook) -> Iterator[Entry]:
     node, support = placed.node, placed.support
     if support.weight is not None:
         entry = rules.entry(_site(node, support.weight, Role.WEIGHT))
-        axis = output_channel_axis(node) if entry.grid.granularity == "channel" else None
-        yield msgspec.structs.replace(entry, grid=msgspec.structs.replace(entry.grid, axis=axis))
+        yield laid_out(entry, node, tuple(size or 0 for size in entry.site.shape or ()), output_channel_axis(node))
     elif support.data is None:
         for operand, value in enumerate(node.inputs):
             if value is not None and operand not in placed.operands:

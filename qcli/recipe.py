@@ -12,6 +12,7 @@ import msgspec
 from qcli.configure import convert
 from qcli.errors import UsageError, did_you_mean
 from qcli.files import is_there
+from qcli.granularity import check_layout
 from qcli.plugins import choice_of, create
 from qcli.types import Noun, Rule, Spec
 from qcli.yaml_file import parse_yaml, read_yaml
@@ -221,10 +222,7 @@ def _check_plugins(recipe: Recipe) -> None:
                 create(kind, named)
         if rule.grid is not None:
             create("formats", rule.grid.format)
-            if rule.grid.granularity not in ("tensor", "channel"):
-                raise UsageError(
-                    f"{sourced.origin}: unknown granularity '{rule.grid.granularity}'", "known: channel, tensor"
-                )
+            check_layout(rule.grid, sourced.origin)
 
 
 def _check_steps(recipe: Recipe) -> None:

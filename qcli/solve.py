@@ -181,7 +181,7 @@ class _Solver:
         entry = entries[0]
         weight = self._weight_array(entry)
         find = create("ranges", entry.range).interval
-        interval, dead = interval_of(weight, entry.grid.axis, lambda part: find(part, entry.grid), thin=self._large)
+        interval, dead = interval_of(weight, entry.grid, lambda part: find(part, entry.grid), thin=self._large)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
@@ -239,9 +239,9 @@ class _Solver:
         return np.asarray(np.where(np.abs(stored - exact) > 0.51 * steps, stored, exact))
 
     def _floor(self, entry: Entry, weight: Array, scale: Scale) -> npt.NDArray[np.float64]:
-        """The smallest weight scale per channel with which the bias fits and no product saturates."""
+        """The smallest weight scale, in its shape, with which the bias fits and no product saturates."""
         node = self._nodes[entry.site.node]
-        floor = np.zeros(scale.scale.size)
+        floor = np.zeros(scale.scale.shape)
         if not create("encodings", entry.encoding).multiplies:
             return floor
         bias = self._bias_of(node)

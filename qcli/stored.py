@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from qcli.granularity import laid_out, scales_of
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
 from qcli.layers import weight_operands
 from qcli.legality import not_dynamic
@@ -69,14 +70,14 @@ def _entries(
         if not np.isfinite(array).all():
             reasons[node_key(node)] = "its weight holds Inf or NaN"
             continue
-        entry = rules.entry(_site(node, operand, value))
+        entry = laid_out(rules.entry(_site(node, operand, value)), node, array.shape, axis)
         entry = _encoded(entry, node, [other for other, _ in operands], unfit)
-        channels = array.shape[axis] if axis is not None and entry.grid.granularity == "channel" else 1
-        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _FLOAT_BITS * channels + 8 * _OVERHEAD:
-            reasons[node_key(node)] = "its weight is too small for integers to save bytes"
+        scales = scales_of(entry.grid, array.shape)
+        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _FLOAT_BITS * scales + 8 * _OVERHEAD:
+            small = "its blocks are" if entry.grid.block is not None and scales > array.size // 4 else "its weight is"
+            reasons[node_key(node)] = f"{small} too small for integers to save bytes"
             continue
-        axis = axis if entry.grid.granularity == "channel" else None
-        yield msgspec.structs.replace(entry, grid=msgspec.structs.replace(entry.grid, axis=axis))
+        yield entry
 
 
 def _bits(grid: Grid) -> int:
@@ -160,12 +161,16 @@ def _uncovered(value: Value, covered: set[tuple[str, int]]) -> str | None:
 
 def described(kept: KeptFloat, stored: Stored) -> KeptFloat:
     """The reason why a node runs in float, with what became of its weight."""
-    formats = [entry.grid.format for entry in stored.entries if entry.site.node == kept.node]
+    formats = [_named(entry.grid) for entry in stored.entries if entry.site.node == kept.node]
     if formats:
         return msgspec.structs.replace(kept, reason=f"{kept.reason}; its weight is stored as {formats[0]}")
     reason = stored.reasons.get(kept.node, "")
     said = reason in kept.reason  # a rule without a role keeps node and weight float
     return kept if said else msgspec.structs.replace(kept, reason=f"{kept.reason}; {reason}")
+
+
+def _named(grid: Grid) -> str:
+    return grid.format if grid.block is None else f"{grid.format} in blocks of {grid.block}"
 
 
 def _site(node: Node, operand: int, value: Value) -> Site:

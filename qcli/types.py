@@ -84,16 +84,19 @@ class Choice(Noun, frozen=True, kw_only=True):
 class Grid(Noun, frozen=True, kw_only=True):
     """The representable numbers without a scale.
 
-    `granularity` is `tensor` (one scale) or `channel` (one scale for each slice along the operator's own
-    channel axis, which the plan fills in as `axis`). `bits` below the format's width restricts the levels
+    `granularity` is `tensor` (one scale), `channel` (one scale for each slice along the operator's own
+    channel axis, which the plan fills in as `axis`) or `block` (one scale for each run of `block` weights along the
+    axis that the operator sums over, which becomes `axis`). `bits` below the format's width restricts the levels
     (int8 with 4 bits is int4). `narrow` drops the lowest level so that a symmetric grid is symmetric.
 
-    Example: a Conv weight [64, 3, 7, 7] with granularity `channel` has axis 0 and a scale of shape [64].
+    Example: a Conv weight [64, 3, 7, 7] with granularity `channel` has axis 0 and a scale of shape [64]; a MatMul
+    weight [384, 10] in blocks of 32 has axis 0 and a scale of shape [12, 10].
     """
 
     format: str = "int8"
     symmetric: bool = True
     granularity: str = "tensor"
+    block: int | None = None
     axis: int | None = None
     bits: int | None = None
     narrow: bool = False
@@ -237,12 +240,15 @@ class Interval(Noun, frozen=True, kw_only=True):
 class Scale(Noun, frozen=True, kw_only=True):
     """A grid made concrete: real = (code - zero_point) * scale.
 
-    `scale` float32 and `zero_point` int64, both of shape [channels] ([1] with `axis` None).
+    `scale` float32 and `zero_point` int64, both of shape [channels] ([1] with `axis` None). With `block`, both have the
+    shape of the weight except along `axis`, where one number stands for each run of `block` weights; the last run may
+    be shorter, as in DequantizeLinear of operator set 21.
     """
 
     scale: FloatArray
     zero_point: npt.NDArray[np.int64]
     axis: int | None = None
+    block: int | None = None
     lowest: int
     highest: int
     dtype: str

@@ -129,6 +129,20 @@ def test_four_bits_are_packed_as_they_are_written(model: Path, samples: Path, re
     assert_equal(run(load_model(output), feeds), Session(output).run(feeds), tolerance=0.02)
 
 
+@pytest.mark.parametrize("decode", ["load", "run"])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_blocks_are_written_one_weight_after_the_other(model: Path, decode: str, symmetric: str) -> None:
+    grid = f"{{format: int4, symmetric: {symmetric}, granularity: block, block: 20}}"
+    rule = f"rules=[{{match: {{role: weight}}, grid: {grid}, encoding: {{weight_only: {{decode: {decode}}}}}}}]"
+    report = quantized(model, settings=(rule,))
+    output = model.parent / "out" / "q.onnx"
+    codes = [tensor for tensor in load_model(output).constants() if tensor.dtype.name == "INT4" and tensor.nbytes > 999]
+    assert [tensor.nbytes for tensor in codes] == [SIZE * SIZE // 2] * 4
+    assert report.accuracy is not None and (report.accuracy.sqnr or 0) > 13
+    feeds = feeds_for(load_model(output))
+    assert_equal(run(load_model(output), feeds), Session(output).run(feeds), tolerance=0.02)
+
+
 def test_a_second_run_gives_the_same_bytes(model: Path) -> None:
     folder = model.parent / "out"
     quantized(model)
@@ -372,7 +386,7 @@ def test_ranges_do_not_depend_on_the_blocks(axis: int, finder: str, monkeypatch:
     find = create("ranges", finder).interval
     whole = find(from_weights(weight, axis), grid)
     monkeypatch.setattr(blocks, "_BLOCK_BYTES", 1000)
-    parts, dead = blocks.interval_of(weight, axis, lambda part: find(part, grid))
+    parts, dead = blocks.interval_of(weight, grid, lambda part: find(part, grid))
     np.testing.assert_array_equal(parts.lower, whole.lower)
     np.testing.assert_array_equal(parts.upper, whole.upper)
     assert dead.shape == whole.lower.shape and not dead.any()
@@ -402,7 +416,7 @@ def test_a_part_of_the_middle_says_where_to_clip() -> None:
     number = create("formats", "int8")
     errors = []
     for thin in (False, True):
-        interval, _ = blocks.interval_of(weight, 0, lambda part: find(part, grid), thin=thin)
+        interval, _ = blocks.interval_of(weight, grid, lambda part: find(part, grid), thin=thin)
         scale = number.scale(interval, grid)
         errors.append(float(np.square(number.decode(number.encode(weight, scale), scale) - weight).sum()))
     assert errors[1] <= 1.01 * errors[0]
@@ -412,8 +426,8 @@ def test_short_channels_are_taken_whole() -> None:
     weight = normal(0, 4, 1000)
     find = create("ranges", "mse").interval
     grid = Grid(granularity="channel", axis=0)
-    whole, _ = blocks.interval_of(weight, 0, lambda part: find(part, grid))
-    thin, _ = blocks.interval_of(weight, 0, lambda part: find(part, grid), thin=True)
+    whole, _ = blocks.interval_of(weight, grid, lambda part: find(part, grid))
+    thin, _ = blocks.interval_of(weight, grid, lambda part: find(part, grid), thin=True)
     np.testing.assert_array_equal(whole.upper, thin.upper)
 
 

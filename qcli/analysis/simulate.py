@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qcli.contracts import broadcast
+from qcli.contracts import along
 from qcli.graph import (
     Graph,
     Model,
@@ -226,5 +226,5 @@ def decoded(entry: Entry, solution: Solution) -> Array | Deferred:
 
 
 def _bias(codes: Array, scale: Scale) -> Array:
-    steps = np.asarray(broadcast(scale.scale, codes.ndim, scale.axis), np.float32)
+    steps, _ = along(scale, codes.shape)
     return np.asarray(codes.astype(np.float32) * steps, np.float32)

@@ -66,6 +66,7 @@ def show_inspection(seen: Inspection, console: Console) -> None:
         *((f"  {dtype}", f"{size:,}") for dtype, size in seen.weight_bytes.items()),
         ("  graph", f"{seen.graph_bytes:,}"),
         ("Q/DQ", f"{seen.quantize_nodes} QuantizeLinear, {seen.dequantize_nodes} DequantizeLinear"),
+        *(("blocks", f"{count} weights in blocks of {size}") for size, count in seen.block_sizes.items()),
     ]
     if seen.multiply_accumulates is not None:
         rows.append(("work", f"{seen.multiply_accumulates:,} multiply-accumulates for one sample"))
@@ -185,9 +186,10 @@ def _facts(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def _grid(grid: Grid) -> str:
-    """As in `int8 symmetric channel 0`."""
+    """As in `int8 symmetric channel 0` or `int4 symmetric block 32 axis 0`."""
     words = [grid.format, "symmetric" if grid.symmetric else "asymmetric", grid.granularity]
-    words += [f"{grid.axis}"] if grid.axis is not None else []
+    words += [f"{grid.block}"] if grid.block is not None else []
+    words += [f"axis {grid.axis}" if grid.block is not None else f"{grid.axis}"] if grid.axis is not None else []
     words += [f"{grid.bits} bits"] if grid.bits is not None else []
     return " ".join(words)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from qcli.contracts import broadcast
+from qcli.contracts import along
 from qcli.graph import (
     Graph,
     Node,
@@ -16,6 +16,7 @@ from qcli.graph import (
     graph_of,
     insert_before,
     make_node,
+    packed_type,
 )
 from qcli.types import Array, Deferred, Scale
 
@@ -58,11 +59,11 @@ class Pool:
         return self.once((coded.name, id(coded.codes)), lambda: constant_codes(coded, coded.codes, pack=pack))
 
     def steps(self, coded: Coded, *, spread: bool = False) -> Value:
-        """The scale: a scalar or a vector, or with `spread` in a shape that broadcasts against the codes."""
+        """The scale: one number, or one for each channel or block; with `spread` so that it broadcasts to the codes."""
         scale, home = coded.scale, home_of(coded)
-        steps = broadcast(scale.scale, coded.codes.ndim if spread else 1, (scale.axis if spread else 0))
-        if scale.axis is None:
-            steps = scale.scale.reshape(())
+        steps = scale.scale.reshape(()) if scale.axis is None else scale.scale
+        if spread:
+            steps, _ = along(scale, coded.codes.shape)
         key = (coded.name, id(scale), "scale", spread)
         return self.once(key, lambda: add_initializer(home, f"{coded.name}_scale", steps))
 
@@ -77,14 +78,29 @@ def home_of(coded: Coded) -> Graph:
 
 def constant_codes(coded: Coded, codes: Array | Deferred, *, pack: bool) -> Value:
     """`codes`, which are those of `coded` in a layout of their own, as `Pool.codes` gives them."""
-    home, name = home_of(coded), f"{coded.name}_q"
-    small = add_packed(home, name, codes, (coded.scale.lowest, coded.scale.highest)) if pack else None
-    if small is None:
-        return add_initializer(home, name, codes)
+    home, stored = home_of(coded), stored_codes(coded, codes, pack=pack)
+    if stored.dtype is not None and stored.dtype.numpy().name == coded.scale.dtype:
+        return stored
     wide = f"{coded.name}_unpacked"
-    node = make_node("Cast", [small], name=wide, output=wide, attributes={"to": _ONNX_TYPES[coded.scale.dtype]})
+    node = make_node("Cast", [stored], name=wide, output=wide, attributes={"to": _ONNX_TYPES[coded.scale.dtype]})
     insert_before(enclosing_node(home, coded.node), node, home)
     return node.outputs[0]
+
+
+def stored_codes(coded: Coded, codes: Array | Deferred, *, pack: bool) -> Value:
+    """`codes` as a constant, with `pack` of as few bits as hold them."""
+    return _stored(coded, f"{coded.name}_q", codes, pack=pack)
+
+
+def zero_points(coded: Coded, *, pack: bool) -> Value:
+    """The zero points as a constant of the type that the codes are stored in, as DequantizeLinear wants it."""
+    return _stored(coded, f"{coded.name}_zero", coded.scale.zero_point.astype(coded.scale.dtype), pack=pack)
+
+
+def _stored(coded: Coded, name: str, array: Array | Deferred, *, pack: bool) -> Value:
+    home, levels = home_of(coded), (coded.scale.lowest, coded.scale.highest)
+    kind = packed_type(coded.codes.size, levels) if pack else None
+    return add_initializer(home, name, array) if kind is None else add_packed(home, name, array, kind)
 
 
 _ONNX_TYPES = {"uint8": 2, "int8": 3}
@@ -98,6 +114,8 @@ def dequantized(coded: Coded, pool: Pool, reader: Node, *, pack: bool = False) -
     are written, and each on its own, since `session.x64quantprecision` rewrites them one by one.
     """
     scale, name = coded.scale, coded.name
+    if scale.block is not None:
+        return _dequantized_blocks(coded, pool, reader, pack=pack)
     inputs = [pool.codes(coded, pack=pack), pool.steps(coded)]
     if scale.zero_point.any() or (scale.dtype != "int32" and coded.codes.ndim < _KERNEL_RANK):
         zero = scale.zero_point.astype(scale.dtype)
@@ -105,6 +123,19 @@ def dequantized(coded: Coded, pool: Pool, reader: Node, *, pack: bool = False) -
         inputs.append(add_initializer(home_of(coded), f"{name}_zero", zero))
     attributes = {} if scale.axis is None else {"axis": scale.axis}
     node = make_node("DequantizeLinear", inputs, name=f"{name}_dq", output=f"{name}_dq", attributes=attributes)
+    insert_before(reader, node, graph_of(reader))
+    return node.outputs[0]
+
+
+def _dequantized_blocks(coded: Coded, pool: Pool, reader: Node, *, pack: bool) -> Value:
+    """The same for blocks. Packed codes stay packed: onnxruntime makes MatMulNBits of DequantizeLinear and MatMul."""
+    scale, name = coded.scale, f"{coded.name}_dq"
+    key = (coded.name, id(coded.codes), "packed")
+    inputs = [pool.once(key, lambda: stored_codes(coded, coded.codes, pack=pack)), pool.steps(coded)]
+    if scale.zero_point.any():
+        inputs.append(zero_points(coded, pack=pack))
+    attributes = {"axis": scale.axis or 0, "block_size": scale.block or 0}
+    node = make_node("DequantizeLinear", inputs, name=name, output=name, attributes=attributes)
     insert_before(reader, node, graph_of(reader))
     return node.outputs[0]
 

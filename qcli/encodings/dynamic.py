@@ -38,7 +38,7 @@ class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     calibrated: ClassVar[bool] = False
     multiplies: ClassVar[bool] = True
 
-    def min_opset(self, bits: int, *, per_channel: bool) -> int:
+    def min_opset(self, bits: int, granularity: str) -> int:
         """DynamicQuantizeLinear came with operator set 11."""
         return max(11, packed_opset(bits) if self.pack else 1)
 

@@ -23,9 +23,10 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     calibrated: ClassVar[bool] = True
     multiplies: ClassVar[bool] = True
 
-    def min_opset(self, bits: int, *, per_channel: bool) -> int:
+    def min_opset(self, bits: int, granularity: str) -> int:
         """QuantizeLinear came with operator set 10, its axis with 13, 16 bits with 21."""
-        return max(21 if bits > _BYTE else 13 if per_channel else 10, packed_opset(bits) if self.pack else 1)
+        run = 21 if bits > _BYTE else 10 if granularity == "tensor" else 13
+        return max(run, packed_opset(bits) if self.pack else 1)
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Constants of one node stored as codes behind DequantizeLinear nodes."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import msgspec
 import numpy as np
 
-from qcli.contracts import broadcast
-from qcli.encodings._weights import Coded, Pool, dequantized, home_of
+from qcli.contracts import along
+from qcli.encodings._weights import Coded, Pool, dequantized, home_of, zero_points
 from qcli.graph import (
     Value,
     add_initializer,
@@ -19,11 +19,20 @@ from qcli.graph import (
     make_node,
     packed_opset,
     replace_value,
+    share_initializer,
 )
 
 _BYTE = 8
 _FLOAT = 1
 """ONNX's number for float32, as Cast wants it."""
+
+
+class _Step(Protocol):
+    """Writes one node in front of the reader of a weight."""
+
+    def __call__(
+        self, operator: str, inputs: list[Value], suffix: str, attributes: Mapping[str, int] | None = None
+    ) -> Value: ...
 
 
 class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +42,8 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory of the float model. `decode: run` writes DequantizeLinear, which onnxruntime never folds: it runs each time,
     the kernel finds no constant weight to pack, and memory holds the integers alone; of some MatMul it makes
     MatMulNBits. Rows that a Gather fetches are decoded behind it, in both cases. With `pack`, weights of two to four
-    bits are stored as such; without, in 8 bits each.
+    bits are stored as such; without, in 8 bits each. Scales of blocks are repeated by a Gather when the model is
+    loaded, or by the `block_size` of DequantizeLinear, which then reads packed codes as they are.
     """
 
     decode: Literal["load", "run"] = "load"
@@ -41,9 +51,9 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     calibrated: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
 
-    def min_opset(self, bits: int, *, per_channel: bool) -> int:
-        """DequantizeLinear came with operator set 10, its axis with 13, 16 bits with 21."""
-        run = 21 if bits > _BYTE else 13 if per_channel else 10
+    def min_opset(self, bits: int, granularity: str) -> int:
+        """DequantizeLinear came with operator set 10, its axis with 13, blocks and 16 bits with 21."""
+        run = 21 if bits > _BYTE or granularity == "block" else 10 if granularity == "tensor" else 13
         return max(run if self.decode == "run" else 7, packed_opset(bits) if self.pack else 1)
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
@@ -71,9 +81,21 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
         levels = step("Cast", [pool.codes(coded, pack=self.pack)], "cast", _TO_FLOAT)
         if coded.scale.zero_point.any():
-            zero = broadcast(coded.scale.zero_point.astype(np.float32), coded.codes.ndim, coded.scale.axis)
-            levels = step("Sub", [levels, add_initializer(home, f"{coded.name}_zero", np.asarray(zero))], "sub")
-        return step("Mul", [levels, pool.steps(coded, spread=True)], "dq")
+            levels = step("Sub", [levels, self._zero(coded, step)], "sub")
+        steps = pool.steps(coded, spread=coded.scale.block is None)
+        if coded.scale.block is not None:
+            steps = step("Gather", [steps, _numbers(coded)], "steps", {"axis": coded.scale.axis or 0})
+        return step("Mul", [levels, steps], "dq")
+
+    def _zero(self, coded: Coded, step: _Step) -> Value:
+        """The zero points as floats that broadcast against the codes; those of blocks are stored as codes are."""
+        home = home_of(coded)
+        if coded.scale.block is None:
+            _, zero = along(coded.scale, coded.codes.shape)
+            return add_initializer(home, f"{coded.name}_zero", np.asarray(zero, np.float32))
+        stored = zero_points(coded, pack=self.pack)
+        floats = step("Cast", [stored], "zero_cast", _TO_FLOAT)
+        return step("Gather", [floats, _numbers(coded)], "zeros", {"axis": coded.scale.axis or 0})
 
     def _gather(self, coded: Coded, pool: Pool) -> None:
         """y = decode(Gather(codes)): only the rows that are fetched are decoded, at every run."""
@@ -97,6 +119,13 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 _TO_FLOAT = {"to": _FLOAT}
+
+
+def _numbers(coded: Coded) -> Value:
+    """The number of the block that each element along the axis of the blocks belongs to; weights share it."""
+    size, block = coded.codes.shape[coded.scale.axis or 0], coded.scale.block or 1
+    numbers = (np.arange(size) // block).astype(np.int32)
+    return share_initializer(home_of(coded), f"blocks_{size}_{block}", numbers)
 
 
 def _fetches_rows(coded: Coded) -> bool:

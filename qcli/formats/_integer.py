@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from qcli.contracts import broadcast
+from qcli.contracts import along
 from qcli.errors import UsageError
 from qcli.types import Array, FloatArray, Grid, Interval, Scale
 
@@ -58,7 +58,7 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return lowest + grid.narrow, lowest + (1 << bits) - 1
 
     def scale(self, interval: Interval, grid: Grid) -> Scale:
-        """The smallest scale whose levels span the interval, for each of its channels.
+        """The smallest scale whose levels span the interval, for each of its channels or blocks.
 
         Zero is always a level, even if the interval leaves it out. A symmetric grid has its zero point in the
         middle (0, or 128 for uint8). An asymmetric one rounds it to nearest, which moves the levels by half a
@@ -78,7 +78,8 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Scale(
             scale=_finite(_storable(exact), farthest),
             zero_point=zero_point,
-            axis=grid.axis if grid.granularity == "channel" else None,
+            axis=grid.axis if grid.granularity != "tensor" else None,
+            block=grid.block if grid.granularity == "block" else None,
             lowest=lowest,
             highest=highest,
             dtype=self.dtype,
@@ -86,7 +87,7 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def encode(self, values: FloatArray, scale: Scale) -> Array:
         """Codes of `values` in their shape: to the nearest level, ties to even codes, saturated."""
-        step, zero_point = _along(scale, values.ndim)
+        step, zero_point = _along(scale, values.shape)
         with np.errstate(over="ignore"):
             codes = np.divide(values, step, dtype=np.float32)
         codes = np.rint(codes, out=codes) if codes.ndim else np.rint(codes)
@@ -94,7 +95,7 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def decode(self, codes: Array, scale: Scale) -> FloatArray:
         """The real values of `codes`, float32, in their shape."""
-        step, zero_point = _along(scale, codes.ndim)
+        step, zero_point = _along(scale, codes.shape)
         return np.multiply(codes.astype(np.float32) - zero_point, step, dtype=np.float32)
 
 
@@ -109,6 +110,6 @@ def _finite(scale: FloatArray, farthest: npt.NDArray[np.int64]) -> FloatArray:
     return np.minimum(scale, largest)
 
 
-def _along(scale: Scale, rank: int) -> tuple[Array, Array]:
-    zero_point = scale.zero_point.astype(np.float32)
-    return broadcast(scale.scale, rank, scale.axis), broadcast(zero_point, rank, scale.axis)
+def _along(scale: Scale, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    step, zero_point = along(scale, shape)
+    return step, zero_point.astype(np.float32)

@@ -35,11 +35,14 @@ def packed_opset(bits: int) -> int:
     return _PACKED_OPSETS.get(stored_bits(bits), 1)
 
 
-def add_packed(graph: ir.Graph, name: str, codes: Array | Deferred, levels: tuple[int, int]) -> ir.Value | None:
-    """The codes, which lie within `levels`, as a constant of fewer bits; None where that saves nothing."""
+def packed_type(size: int, levels: tuple[int, int]) -> ir.DataType | None:
+    """What `size` codes within `levels` are packed in, a type of fewer than eight bits; None where it saves nothing."""
     kind = next((kind for lowest, highest, kind in _KINDS if lowest <= levels[0] and levels[1] <= highest), None)
-    if kind is None or codes.size * (8 - kind.bitwidth) < 8 * _SAVED:
-        return None
+    return None if kind is None or size * (8 - kind.bitwidth) < 8 * _SAVED else kind
+
+
+def add_packed(graph: ir.Graph, name: str, codes: Array | Deferred, kind: ir.DataType) -> ir.Value:
+    """The codes as a constant of fewer than eight bits each."""
     small = kind.numpy()
     if isinstance(codes, Deferred):
         make = codes.make

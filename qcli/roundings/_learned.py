@@ -8,12 +8,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from qcli.contracts import broadcast
+from qcli.contracts import along
 from qcli.errors import UsageError
 from qcli.roundings._quadratic import damped
+from qcli.roundings._rows import Float64Array, Rows
 from qcli.types import Array, FloatArray, Scale
-
-Float64Array = npt.NDArray[np.float64]
 
 
 class Moments(Protocol):
@@ -40,38 +39,12 @@ class SampledMoments(Moments, Protocol):
     def sample(self) -> PatchSample: ...
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of a row's product z before anything else reads it: f(z + bias), in units of the row's step.
-
-    f clips to `lower` and `upper` after it multiplies what lies below zero by `slope`. All but the slope are float64
-    [groups, R].
-    """
-
-    bias: Float64Array
-    lower: Float64Array
-    upper: Float64Array
-    slope: float
-
-
-class Rows(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer's weight in units of its steps: where each element lies between the codes, zero points taken off.
-
-    `exact` float64 [groups, R, K]; `lowest` and `highest` float64 [groups, R] are the codes that there are. `answer` is
-    None where nothing but linear operators is known to read the product, or where it is only a part of it.
-    """
-
-    exact: Float64Array
-    lowest: Float64Array
-    highest: Float64Array
-    answer: Answer | None = None
-
-
 class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Chooses the codes of a layer by the error of its output on the calibration samples.
 
     `damp` is added to the diagonal of the inputs' products, relative to its mean. `refit` times, the scale of each
-    channel is fitted to the codes by least squares and the codes are chosen again. With `sequential`, a layer learns
-    from the inputs that the quantized layers before it give, not from those of the float model.
+    channel or block is fitted to the codes by least squares and the codes are chosen again. With `sequential`, a layer
+    learns from the inputs that the quantized layers before it give, not from those of the float model.
     """
 
     statistic: ClassVar[str]
@@ -88,9 +61,9 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight`, to nearest: for weights that no sample speaks of."""
-        steps = broadcast(scale.scale, weight.ndim, scale.axis).astype(np.float64)
-        zero = broadcast(scale.zero_point, weight.ndim, scale.axis).astype(np.float64)
-        return np.rint(weight / steps + zero).clip(scale.lowest, scale.highest).astype(scale.dtype)
+        steps, zero = along(scale, weight.shape)
+        exact = weight / steps.astype(np.float64) + zero.astype(np.float64)
+        return np.rint(exact).clip(scale.lowest, scale.highest).astype(scale.dtype)
 
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off, for a layer whose inputs were measured."""

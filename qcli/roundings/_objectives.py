@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from qcli.roundings._learned import Answer, PatchSample, Rows
+from qcli.roundings._learned import PatchSample
 from qcli.roundings._quadratic import error_of
+from qcli.roundings._rows import Answer, Float64Array, Rows
 from qcli.types import Array, FloatArray
-
-Float64Array = npt.NDArray[np.float64]
 
 _FAR = 1e30
 """Beyond what products reach, and within what a float32 holds."""
@@ -21,7 +19,7 @@ _SAMPLED = 0.3
 
 
 class Objective(Protocol):
-    """The mean squared error of the output, in steps and relative to the mean square of the inputs."""
+    """The mean squared error of the output, in units of the rows and relative to the mean square of the inputs."""
 
     def gradient(self, wrong: FloatArray, turn: int) -> FloatArray:
         """The gradient [groups, R, K] where the weights err by `wrong` steps; `turn` counts the calls."""
@@ -35,17 +33,18 @@ class Objective(Protocol):
 class Quadratic:
     """The error of a linear layer on all samples: (q - w) H (q - w)^T."""
 
-    def __init__(self, exact: Float64Array, products: Float64Array) -> None:
-        self._exact = exact
+    def __init__(self, rows: Rows, products: Float64Array) -> None:
+        self._target = rows.target
+        self._sizes, self._single_sizes = rows.sizes, rows.sizes.astype(np.float32)
         energy = np.einsum("gkk->g", products) / products.shape[-1]
         self._products = products / energy[:, None, None]
         self._single = self._products.astype(np.float32)
 
     def gradient(self, wrong: FloatArray, turn: int) -> FloatArray:
-        return np.asarray(wrong @ self._single, np.float32)
+        return np.asarray((wrong * self._single_sizes) @ self._single * self._single_sizes, np.float32)
 
     def error(self, codes: Float64Array) -> Float64Array:
-        return error_of(codes, self._exact, self._products)
+        return error_of(codes * self._sizes, self._target, self._products)
 
 
 class Mixed:
@@ -73,7 +72,8 @@ class Sampled:
     """The error of f(product + bias) on a sample of patches: E |f(V x + b) - f(W x + b)|^2."""
 
     def __init__(self, rows: Rows, answer: Answer, sample: PatchSample, batch: int) -> None:
-        self._exact = rows.exact
+        self._target = rows.target
+        self._sizes, self._single_sizes = rows.sizes, rows.sizes.astype(np.float32)
         self._answer = answer
         weights = sample.counts / sample.counts.mean()
         energy = np.einsum("gkn,n->g", np.square(sample.patches, dtype=np.float64), weights)
@@ -85,7 +85,7 @@ class Sampled:
             np.asarray((vector / self._root)[..., None].clip(-_FAR, _FAR), np.float32)
             for vector in (answer.bias, answer.lower, answer.upper)
         )
-        self._products: FloatArray = np.asarray(rows.exact.astype(np.float32) @ self._patches + bias, np.float32)
+        self._products: FloatArray = np.asarray(rows.target.astype(np.float32) @ self._patches + bias, np.float32)
         self._exact_response = self._response(self._products)[0]
         self._batch = min(batch, len(weights))
         self._batches = max(1, len(weights) // self._batch)
@@ -93,12 +93,13 @@ class Sampled:
     def gradient(self, wrong: FloatArray, turn: int) -> FloatArray:
         begin = turn % self._batches * self._batch
         part = slice(begin, begin + self._batch)
-        moved = self._products[..., part] + wrong @ self._patches[..., part]
+        moved: FloatArray = np.asarray((wrong * self._single_sizes) @ self._patches[..., part], np.float32)
+        moved += self._products[..., part]
         response, slopes = self._response(moved)
         error = response - self._exact_response[..., part]
         error *= slopes
         error *= self._weights[part] / np.float32(self._batch)
-        return np.asarray(error @ np.swapaxes(self._patches[..., part], 1, 2), np.float32)
+        return np.asarray(error @ np.swapaxes(self._patches[..., part], 1, 2) * self._single_sizes, np.float32)
 
     def active(self) -> Float64Array:
         """The share of the patches [groups, R] on which the output follows the product."""
@@ -106,7 +107,8 @@ class Sampled:
         return np.asarray(slopes**2 @ self._weights / self._weights.sum(), np.float64)
 
     def error(self, codes: Float64Array) -> Float64Array:
-        moved = self._products + np.asarray((codes - self._exact).astype(np.float32) @ self._patches, np.float32)
+        apart = (codes * self._sizes - self._target).astype(np.float32)
+        moved = np.asarray(self._products + apart @ self._patches, np.float32)
         wrong = np.square(self._response(moved)[0] - self._exact_response, dtype=np.float64)
         return np.asarray(wrong @ self._weights.astype(np.float64) / len(self._weights), np.float64)
 

@@ -1,22 +1,21 @@
 """The error of a layer's output as a quadratic function of its codes, and two ways to make it small.
 
 With rows of weights w in units of their steps, codes q and H = E[x x^T], the mean squared error of the output is
-(q - w) H (q - w)^T in units of the step squared. Rows share H, so all of them are worked on at once, column by column.
+(q - w) H (q - w)^T in units of the step squared. Where the steps of a row differ, both are multiplied by the sizes of
+the steps. Rows share H, so all of them are worked on at once, column by column.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from qcli.errors import InputError
-
-Float64Array = npt.NDArray[np.float64]
-
-Bounds = tuple[Float64Array, Float64Array]
-"""The lowest and the highest code of each row, [groups, R] each."""
+from qcli.roundings._rows import Float64Array, Rows, column_of
+from qcli.types import Array
 
 _MOST_DAMPING = 1e3
+
+_PULL = 1e-6
 
 _BLOCK = 64
 """Columns whose changes reach the others together, as one product of matrices."""
@@ -32,26 +31,25 @@ def damped(products: Float64Array, damp: float) -> Float64Array:
 
 
 def error_of(codes: Float64Array, exact: Float64Array, products: Float64Array) -> Float64Array:
-    """The quadratic [groups, R] for codes and exact positions [groups, R, K]."""
+    """The quadratic [groups, R] for weights [groups, R, K] in place of the exact ones, both in the same unit."""
     wrong = codes - exact
     errors: Float64Array = np.einsum("grk,grk->gr", wrong @ products, wrong)
     return errors
 
 
-def better(first: Float64Array, second: Float64Array, exact: Float64Array, products: Float64Array) -> Float64Array:
+def better(first: Float64Array, second: Float64Array, rows: Rows, products: Float64Array) -> Float64Array:
     """Of two choices of codes [groups, R, K] the one with the smaller error, row by row."""
-    worse = error_of(second, exact, products) < error_of(first, exact, products)
-    return np.where(worse[..., None], second, first)
+    errors = [error_of(codes * rows.sizes, rows.target, products) for codes in (first, second)]
+    return np.where((errors[1] < errors[0])[..., None], second, first)
 
 
-def nearest(exact: Float64Array, bounds: Bounds) -> Float64Array:
+def nearest(rows: Rows) -> Float64Array:
     """The codes next to the exact positions [groups, R, K]."""
-    lowest, highest = bounds
-    codes: Float64Array = np.rint(exact).clip(lowest[..., None], highest[..., None])
+    codes: Float64Array = np.rint(rows.exact).clip(rows.lowest, rows.highest)
     return codes
 
 
-def compensate(exact: Float64Array, products: Float64Array, bounds: Bounds) -> Float64Array:
+def compensate(rows: Rows, products: Float64Array) -> Float64Array:
     """Rounds column after column; what each rounding errs is made up for by the columns that are still exact.
 
     Columns with large inputs come first. A row that nearest codes serve better gets those: where many codes end at a
@@ -61,19 +59,20 @@ def compensate(exact: Float64Array, products: Float64Array, bounds: Bounds) -> F
     order = np.argsort(-np.einsum("gkk->gk", products).mean(axis=0), kind="stable")
     sorted_ = products[:, order][:, :, order]
     upper = _inverse_factor(sorted_)
-    left = exact[..., order].copy()
+    left = rows.target[..., order]
     codes = np.empty_like(left)
     size = left.shape[-1]
     for begin in range(0, size, _BLOCK):
         end = min(begin + _BLOCK, size)
         errors = np.empty((*left.shape[:2], end - begin))
         for column in range(begin, end):
-            codes[..., column] = np.rint(left[..., column]).clip(*bounds)
-            error = (left[..., column] - codes[..., column]) / upper[:, column, column, None]
+            lowest, highest, step = rows.columns(int(order[column]))
+            codes[..., column] = np.rint(left[..., column] / step).clip(lowest, highest)
+            error = (left[..., column] - codes[..., column] * step) / upper[:, column, column, None]
             errors[..., column - begin] = error
             left[..., column:end] -= error[..., None] * upper[:, None, column, column:end]
         left[..., end:] -= errors @ upper[:, begin:end, end:]
-    return better(codes[..., np.argsort(order)], nearest(exact, bounds), exact, products)
+    return better(codes[..., np.argsort(order)], nearest(rows), rows, products)
 
 
 def _inverse_factor(products: Float64Array) -> Float64Array:
@@ -88,25 +87,22 @@ def _inverse_factor(products: Float64Array) -> Float64Array:
                 raise InputError("the statistics of a layer's inputs are damaged", "calibrate again") from None
 
 
-def descend(
-    codes: Float64Array, exact: Float64Array, products: Float64Array, bounds: Bounds, sweeps: int
-) -> Float64Array:
+def descend(codes: Float64Array, rows: Rows, products: Float64Array, sweeps: int) -> Float64Array:
     """Gives each column in turn its best codes, all others being as they are, until nothing changes.
 
     The error never grows. Source: Behdin et al. 2023, "QuantEase: Optimization-based Quantization for Language
     Models", algorithm 1 (cyclic coordinate descent, equation 5).
     """
     codes = codes.copy()
-    diagonal = np.einsum("gkk->gk", products)
     for _ in range(sweeps):
-        slope = (codes - exact) @ products
+        slope = ((codes - rows.exact) * rows.sizes) @ products
         changed = False
         for begin in range(0, codes.shape[-1], _BLOCK):
             block = slice(begin, begin + _BLOCK)
             before = codes[..., block].copy()
             near = slope[..., block].copy()
-            _descend_block(codes[..., block], near, products[:, block, block], diagonal[:, block], bounds)
-            moved = codes[..., block] - before
+            _descend_block(codes[..., block], near, products[:, block, block], rows.columns(block))
+            moved = (codes[..., block] - before) * rows.columns(block)[2]
             if moved.any():
                 changed = True
                 slope += moved @ products[:, block]
@@ -116,15 +112,20 @@ def descend(
 
 
 def _descend_block(
-    codes: Float64Array, slope: Float64Array, products: Float64Array, diagonal: Float64Array, bounds: Bounds
+    codes: Float64Array, slope: Float64Array, products: Float64Array, grid: tuple[Float64Array, ...]
 ) -> None:
-    """One pass over the columns of a block; `codes` and `slope` [groups, R, columns] change in place."""
+    """One pass over the columns of a block; `codes` and `slope` [groups, R, columns] change in place.
+
+    `grid` holds the lowest codes, the highest and the sizes of the steps, as `Rows.columns` gives them.
+    """
     for column in range(codes.shape[-1]):
-        best = np.rint(codes[..., column] - slope[..., column] / diagonal[:, column, None]).clip(*bounds)
+        lowest, highest, step = (column_of(array, column) for array in grid)
+        curve = products[:, column, column, None] * step
+        best = np.rint(codes[..., column] - slope[..., column] / curve).clip(lowest, highest)
         moved = best - codes[..., column]
         if moved.any():
             codes[..., column] = best
-            slope += moved[..., None] * products[:, None, column]
+            slope += (moved * step)[..., None] * products[:, None, column]
 
 
 def refitted(codes: Float64Array, exact: Float64Array, products: Float64Array) -> Float64Array:
@@ -137,3 +138,25 @@ def refitted(codes: Float64Array, exact: Float64Array, products: Float64Array) -
     denominator = np.einsum("grk,grk->gr", weighted, codes)
     sound = (denominator > 0) & (numerator > 0)
     return np.where(sound, np.divide(numerator, denominator, out=np.ones_like(numerator), where=sound), 1.0)
+
+
+def refitted_parts(codes: Float64Array, rows: Rows, products: Float64Array, parts: Array) -> Float64Array:
+    """The same where a row has several steps: factors [groups, R, K], equal within each part of a row.
+
+    `parts` [groups, K] numbers the steps that the columns have. The factors f of a row minimize
+    (sum of f_b q_b - w) H (sum of f_b q_b - w)^T, which is a system of as many equations as it has parts; a weak pull
+    towards 1 makes it regular. None is below a half or above two.
+    """
+    found = np.ones(codes.shape)
+    for group, (real, exact) in enumerate(zip(codes * rows.sizes, rows.target, strict=True)):
+        products_, numbers = products[group], np.unique(parts[group], return_inverse=True)[1].reshape(-1)
+        columns = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
+        belongs = (numbers[:, None] == np.arange(len(columns))).astype(np.float64)
+        matrix = np.stack([((real[:, some] @ products_[some]) * real) @ belongs for some in columns], axis=1)
+        wanted = (real * (exact @ products_)) @ belongs
+        diagonal = np.einsum("rbb->rb", matrix)
+        pull = _PULL * np.maximum(diagonal, diagonal.mean(axis=1, keepdims=True)) + np.finfo(np.float64).tiny
+        regular = matrix + pull[..., None] * np.eye(len(columns))
+        factors = np.linalg.solve(regular, (wanted + pull)[..., None])[..., 0]
+        found[group] = factors.clip(0.5, 2.0)[:, numbers]
+    return found

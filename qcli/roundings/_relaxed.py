@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qcli.roundings._learned import Rows
 from qcli.roundings._objectives import Objective
+from qcli.roundings._rows import Float64Array, Rows
 from qcli.types import FloatArray
-
-Float64Array = npt.NDArray[np.float64]
 
 _ZETA, _GAMMA = 1.1, -0.1
 _WARM_UP = 0.2
@@ -50,7 +48,7 @@ def relaxed(rows: Rows, start: Float64Array, objective: Objective, schedule: Sch
     Descent begins half way between `start` and the exact position.
     """
     base = np.where(start <= rows.exact, start, start - 1)
-    fixed = (base < rows.lowest[..., None]) | (base >= rows.highest[..., None])
+    fixed = (base < rows.lowest) | (base >= rows.highest)
     base = np.where(fixed, start, base)
     share = np.where(fixed, 0.0, (rows.exact - base).clip(0, 1) + (start - base)) / 2
     choice = _Choice(share.astype(np.float32), ~fixed)

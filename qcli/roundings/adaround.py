@@ -7,10 +7,11 @@ from typing import ClassVar
 import numpy as np
 
 from qcli.errors import UsageError
-from qcli.roundings._learned import Float64Array, LearnedRounding, Moments, Rows, SampledMoments
+from qcli.roundings._learned import LearnedRounding, Moments, SampledMoments
 from qcli.roundings._objectives import Mixed, Objective, Quadratic, Sampled
 from qcli.roundings._quadratic import compensate, descend
 from qcli.roundings._relaxed import Schedule, relaxed
+from qcli.roundings._rows import Float64Array, Rows
 
 _SWEEPS = 8
 
@@ -45,19 +46,19 @@ class Adaround(LearnedRounding, frozen=True, kw_only=True):
 
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off."""
-        products, bounds = self.products(measured), (rows.lowest, rows.highest)
+        products = self.products(measured)
         objective = _objective(rows, measured, products, self.batch)
-        start = descend(compensate(rows.exact, products, bounds), rows.exact, products, bounds, _SWEEPS)
+        start = descend(compensate(rows, products), rows, products, _SWEEPS)
         schedule = Schedule(self.iterations, self.learning_rate, self.regularization)
         tried = relaxed(rows, start, objective, schedule)
-        for codes in (tried, descend(tried, rows.exact, products, bounds, _SWEEPS)):
+        for codes in (tried, descend(tried, rows, products, _SWEEPS)):
             less = objective.error(codes) < objective.error(start)
             start = np.where(less[..., None], codes, start)
         return start
 
 
 def _objective(rows: Rows, measured: Moments, products: Float64Array, batch: int) -> Objective:
-    quadratic = Quadratic(rows.exact, products)
+    quadratic = Quadratic(rows, products)
     if rows.answer is None or not isinstance(measured, SampledMoments):
         return quadratic
     return Mixed(Sampled(rows, rows.answer, measured.sample, batch), quadratic)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from qcli.errors import UsageError
-from qcli.roundings._learned import Float64Array, LearnedRounding, Moments, Rows
+from qcli.roundings._learned import LearnedRounding, Moments
 from qcli.roundings._quadratic import compensate, descend
+from qcli.roundings._rows import Float64Array, Rows
 
 
 class Coordinate(LearnedRounding, frozen=True, kw_only=True):
@@ -27,5 +28,5 @@ class Coordinate(LearnedRounding, frozen=True, kw_only=True):
 
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off."""
-        products, bounds = self.products(measured), (rows.lowest, rows.highest)
-        return descend(compensate(rows.exact, products, bounds), rows.exact, products, bounds, self.sweeps)
+        products = self.products(measured)
+        return descend(compensate(rows, products), rows, products, self.sweeps)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from qcli.roundings._learned import Float64Array, LearnedRounding, Moments, Rows
+from qcli.roundings._learned import LearnedRounding, Moments
 from qcli.roundings._quadratic import compensate
+from qcli.roundings._rows import Float64Array, Rows
 
 
 class Gptq(LearnedRounding, frozen=True, kw_only=True):
@@ -18,4 +19,4 @@ class Gptq(LearnedRounding, frozen=True, kw_only=True):
 
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off."""
-        return compensate(rows.exact, self.products(measured), (rows.lowest, rows.highest))
+        return compensate(rows, self.products(measured))

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from qcli.contracts import broadcast
+from qcli.contracts import along
 from qcli.types import Array, FloatArray, Scale
 
 _CHUNK = 1 << 22
@@ -17,8 +17,8 @@ class Squant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Neighbouring activations are alike, so what counts is the sum of the errors in each kernel, then in each output
     channel. First every kernel's sum is brought within half a step, then every channel's (which may cost a kernel half
-    a step more), each time by turning the elements nearest to the middle between two levels. Matrices have no kernels
-    and are rounded to nearest.
+    a step more), each time by turning the elements nearest to the middle between two levels. Matrices have no kernels,
+    and in blocks the elements of a kernel have no step in common: they are rounded to nearest.
 
     Source: Guo et al. 2022, "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation", its
     kernel-wise and its channel-wise term.
@@ -27,7 +27,7 @@ class Squant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight` [M, C, k...] (ConvTranspose: channels along axis 1)."""
         exact = _exact(weight, scale)
-        if weight.ndim < 3:
+        if weight.ndim < 3 or scale.block is not None:
             return np.rint(exact).clip(scale.lowest, scale.highest).astype(scale.dtype)
         axis = scale.axis or 0
         moved = np.moveaxis(exact, axis, 0)
@@ -40,9 +40,8 @@ class Squant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def _exact(weight: FloatArray, scale: Scale) -> npt.NDArray[np.float64]:
     """Where each weight lies between the codes, float64."""
-    steps = broadcast(scale.scale, weight.ndim, scale.axis).astype(np.float64)
-    zero = broadcast(scale.zero_point, weight.ndim, scale.axis).astype(np.float64)
-    return np.asarray(weight / steps + zero, np.float64)
+    steps, zero = along(scale, weight.shape)
+    return np.asarray(weight / steps.astype(np.float64) + zero.astype(np.float64), np.float64)
 
 
 def _round_block(exact: npt.NDArray[np.float64], scale: Scale) -> npt.NDArray[np.float64]:

@@ -108,6 +108,9 @@ RECIPES = [
     ("gates: ['accuracy.sqrn > 3']", ("accuracy.sqrn", "accuracy.sqnr")),
     ("gates: [enough]", ("enough",)),
     ("rules: [", ("recipe.yaml", "line")),
+    ("rules: [{grid: {granularity: block}}]", ("rules[0]", "needs the size of a block", "block: 32")),
+    ("rules: [{grid: {granularity: block, block: 1}}]", ("rules[0]", "block must be 2 or more, is 1")),
+    ("rules: [{grid: {granularity: channel, block: 32}}]", ("rules[0]", "'block' with granularity channel")),
 ]
 
 

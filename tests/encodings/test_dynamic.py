@@ -375,4 +375,4 @@ def test_whatever_the_range_of_the_data(rows: int, seed: int, scale: float, shif
 
 
 def test_it_asks_for_the_operator_set_of_its_operators() -> None:
-    assert create("encodings", "dynamic").min_opset(8, per_channel=True) == 11
+    assert create("encodings", "dynamic").min_opset(8, "channel") == 11

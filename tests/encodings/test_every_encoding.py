@@ -25,7 +25,7 @@ PAGE = (Path(__file__).parent.parent.parent / "docs" / "plugins.md").read_text(e
 def test_it_says_what_it_is(name: str) -> None:
     encoding = create("encodings", name)
     assert isinstance(encoding.calibrated, bool) and isinstance(encoding.multiplies, bool)
-    assert 7 <= encoding.min_opset(8, per_channel=True) <= 21
+    assert 7 <= encoding.min_opset(8, "channel") <= 21
     assert hasattr(encoding, "activation") == encoding.calibrated
 
 

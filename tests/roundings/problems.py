@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from qcli.roundings._learned import Rows
 from qcli.roundings._quadratic import damped, error_of, nearest
+from qcli.roundings._rows import Rows
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -38,32 +38,46 @@ class Case:
         return damped(self.measured.moments()[0], damp)
 
     def error(self, codes: Float64Array) -> float:
-        return float(error_of(codes, self.rows.exact, self.products()).sum())
+        return float(self.errors(codes).sum())
+
+    def errors(self, codes: Float64Array) -> Float64Array:
+        """Of each row, [groups, R]."""
+        return error_of(codes * self.rows.sizes, self.rows.target, self.products())
 
     def nearest(self) -> Float64Array:
-        return nearest(self.rows.exact, (self.rows.lowest, self.rows.highest))
+        return nearest(self.rows)
 
     def optimum(self, row: int) -> float:
         """The least error of one row of the first group, of all codes that there are."""
-        levels = range(int(self.rows.lowest[0, row]), int(self.rows.highest[0, row]) + 1)
+        levels = range(int(self.rows.lowest[0, row, 0]), int(self.rows.highest[0, row, 0]) + 1)
         every = np.array(list(product(levels, repeat=self.rows.exact.shape[2])), np.float64)
         return float(error_of(every[None], self.rows.exact[:1, row : row + 1], self.products()[:1]).min())
 
     def assert_codes(self, codes: Float64Array) -> None:
         assert codes.shape == self.rows.exact.shape and codes.dtype == np.float64
         assert np.array_equal(codes, np.rint(codes)), "codes are whole numbers"
-        assert (codes >= self.rows.lowest[..., None]).all() and (codes <= self.rows.highest[..., None]).all()
+        assert (codes >= self.rows.lowest).all() and (codes <= self.rows.highest).all()
 
 
-def case(seed: int, kind: str = "alike", shape: tuple[int, int, int] = (1, 3, 4), bits: int = 4) -> Case:
-    """`shape` is groups, rows, inputs; some weights lie outside of what the codes reach."""
+def case(
+    seed: int, kind: str = "alike", shape: tuple[int, int, int] = (1, 3, 4), bits: int = 4, block: int | None = None
+) -> Case:
+    """`shape` is groups, rows, inputs; some weights lie outside of what the codes reach.
+
+    With `block`, so many inputs have a step and a zero point of their own in each row.
+    """
     generator = np.random.default_rng(seed)
     groups, rows, size = shape
     half = 2 ** (bits - 1)
     exact = generator.uniform(-1.1 * half, 1.1 * half, (groups, rows, size))
-    lowest = np.full((groups, rows), -half, np.float64) + (np.arange(rows) % 2)  # zero points of the rows differ
-    highest = lowest + 2 * half - 1
-    return Case(Rows(exact=exact, lowest=lowest, highest=highest), Measured(_patches(generator, kind, (groups, size))))
+    lowest = np.full((groups, rows, 1), -half, np.float64) + (np.arange(rows)[:, None] % 2)  # zero points differ
+    steps = np.ones((1, 1, 1))
+    if block is not None:
+        runs = -(-size // block)
+        lowest = np.repeat(lowest + generator.integers(0, 2, (groups, rows, runs)), block, axis=2)[..., :size]
+        steps = np.repeat(generator.uniform(0.2, 1.0, (groups, rows, runs)), block, axis=2)[..., :size]
+    made = Rows(exact=exact, lowest=lowest, highest=lowest + 2 * half - 1, sizes=steps)
+    return Case(made, Measured(_patches(generator, kind, (groups, size))))
 
 
 def _patches(generator: np.random.Generator, kind: str, shape: tuple[int, int]) -> Float64Array:
@@ -86,4 +100,5 @@ CASES = st.builds(
     st.sampled_from(INPUTS),
     st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9)),
     st.integers(2, 8),
+    st.sampled_from((None, None, 1, 3, 9)),
 )

@@ -14,9 +14,9 @@ from roundings.problems import INPUTS, Case, Measured, case
 
 from qcli.errors import UsageError
 from qcli.plugins import create
-from qcli.roundings._learned import Answer
 from qcli.roundings._objectives import Mixed, Objective, Quadratic, Sampled
 from qcli.roundings._relaxed import Schedule, relaxed
+from qcli.roundings._rows import Answer
 from qcli.roundings.adaround import Adaround
 from qcli.roundings.coordinate import Coordinate
 from qcli.stats.patches import Patches
@@ -48,10 +48,10 @@ def answer(shape: tuple[int, int], kind: str, seed: int = 0) -> Answer:
 def sampled(found: Case, kind: str = "relu") -> WithSample:
     statistic = Patches.empty()
     statistic.update(found.measured.patches.astype(np.float32))
-    rows = msgspec.structs.replace(found.rows, answer=answer(found.rows.lowest.shape, kind))
+    rows = msgspec.structs.replace(found.rows, answer=answer(found.rows.exact.shape[:2], kind))
     assert rows.answer is not None
     changed = Case(rows, Measured(found.measured.patches))
-    quadratic = Quadratic(rows.exact, QUICK.products(statistic))
+    quadratic = Quadratic(rows, QUICK.products(statistic))
     return WithSample(changed, statistic, Mixed(Sampled(rows, rows.answer, statistic.sample, 64), quadratic))
 
 
@@ -61,6 +61,7 @@ CASES = st.builds(
     st.sampled_from(KINDS),
     st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9)),
     st.integers(2, 8),
+    st.sampled_from((None, None, 1, 3, 9)),
 )
 
 
@@ -103,9 +104,10 @@ def test_what_a_relu_hides_does_not_count() -> None:
     found.case.assert_codes(QUICK.learn(rows, found.measured))
 
 
+@pytest.mark.parametrize("block", [None, 2])
 @pytest.mark.parametrize("kind", ["relu", "relu6", "leaky"])
-def test_gradients_are_those_of_the_error(kind: str) -> None:
-    found = sampled(case(0, "alike", (2, 2, 5)), kind)
+def test_gradients_are_those_of_the_error(kind: str, block: int | None) -> None:
+    found = sampled(case(0, "alike", (2, 2, 5), block=block), kind)
     rows, objective = found.case.rows, found.objective
     wrong = np.random.default_rng(1).uniform(-1, 1, rows.exact.shape)
     gradient = objective.gradient(wrong.astype(np.float32), 0)
@@ -122,7 +124,7 @@ def test_a_sample_on_which_nothing_bends_tells_the_quadratic_error() -> None:
     linear = Answer(bias=np.ones((1, 3)), lower=np.full((1, 3), -np.inf), upper=np.full((1, 3), np.inf), slope=1.0)
     rows = msgspec.structs.replace(found.case.rows, answer=linear)
     objective = Sampled(rows, linear, found.measured.sample, 64)
-    quadratic = Quadratic(rows.exact, found.measured.moments()[0])
+    quadratic = Quadratic(rows, found.measured.moments()[0])
     codes = found.case.nearest()
     np.testing.assert_allclose(objective.error(codes), quadratic.error(codes), rtol=1e-3)
 
@@ -154,7 +156,7 @@ def test_any_inputs(kind: str, bits: int) -> None:
 def test_codes_stay_beside_the_start() -> None:
     found = case(0, "alike", (1, 3, 12), 3)
     start = found.nearest()
-    objective = Quadratic(found.rows.exact, found.products())
+    objective = Quadratic(found.rows, found.products())
     for regularization in (0.0, 1.0, 100.0):
         codes = relaxed(found.rows, start, objective, Schedule(80, 0.05, regularization))
         found.assert_codes(codes)
@@ -166,7 +168,7 @@ def test_codes_stay_beside_the_start() -> None:
 def test_without_iterations_the_start_remains() -> None:
     found = case(0, "alike", (1, 3, 12), 3)
     start = found.nearest()
-    objective = Quadratic(found.rows.exact, found.products())
+    objective = Quadratic(found.rows, found.products())
     np.testing.assert_array_equal(relaxed(found.rows, start, objective, Schedule(0, 0.05, 1.0)), start)
     codes = Adaround(iterations=0).learn(found.rows, found.measured)
     np.testing.assert_array_equal(codes, Coordinate().learn(found.rows, found.measured))

@@ -10,7 +10,7 @@ from roundings.problems import CASES, INPUTS, Case, case
 
 from qcli.errors import UsageError
 from qcli.plugins import create
-from qcli.roundings._quadratic import descend, error_of
+from qcli.roundings._quadratic import descend
 from qcli.roundings.coordinate import Coordinate
 from qcli.roundings.gptq import Gptq
 
@@ -28,12 +28,12 @@ def test_codes_are_levels_and_never_worse_than_those_of_gptq(found: Case) -> Non
 @given(CASES)
 def test_no_single_weight_has_a_better_code(found: Case) -> None:
     codes = Coordinate(sweeps=100).learn(found.rows, found.measured)
-    errors = error_of(codes, found.rows.exact, found.products())
+    errors = found.errors(codes)
     for column in range(codes.shape[2]):
         for step in (-1, 1):
             tried = codes.copy()
-            tried[..., column] = (tried[..., column] + step).clip(found.rows.lowest, found.rows.highest)
-            assert (error_of(tried, found.rows.exact, found.products()) >= errors * (1 - 1e-9) - 1e-300).all()
+            tried[..., column] = (tried[..., column] + step).clip(*found.rows.columns(column)[:2])
+            assert (found.errors(tried) >= errors * (1 - 1e-9) - 1e-300).all()
 
 
 @settings(deadline=None, max_examples=30)
@@ -41,7 +41,7 @@ def test_no_single_weight_has_a_better_code(found: Case) -> None:
 def test_the_optimum_of_all_codes_is_no_worse_and_not_far(seed: int, kind: str) -> None:
     found = case(seed, kind, (1, 3, 4), bits=3)
     codes = Coordinate().learn(found.rows, found.measured)
-    errors = error_of(codes, found.rows.exact, found.products())[0]
+    errors = found.errors(codes)[0]
     for row, error in enumerate(errors):
         assert found.optimum(row) <= error * (1 + 1e-9)
 
@@ -58,22 +58,23 @@ def test_the_optimum_is_found_more_often_than_by_nearest() -> None:
     assert hits["coordinate"] >= 30 and hits["nearest"] <= 24
 
 
+@pytest.mark.parametrize("block", [None, 16])
 @pytest.mark.parametrize("kind", INPUTS)
-def test_sweeps_never_make_it_worse(kind: str) -> None:
-    found = case(2, kind, (2, 4, 70))
-    bounds, products = (found.rows.lowest, found.rows.highest), found.products()
+def test_sweeps_never_make_it_worse(kind: str, block: int | None) -> None:
+    found = case(2, kind, (2, 4, 70), block=block)
+    products = found.products()
     codes, before = found.nearest(), np.inf
     for _ in range(4):
         error = found.error(codes)
         assert error <= before * (1 + 1e-9)
-        codes, before = descend(codes, found.rows.exact, products, bounds, 1), error
+        codes, before = descend(codes, found.rows, products, 1), error
 
 
 def test_descending_leaves_what_it_was_given() -> None:
     found = case(0)
     start = found.nearest()
     kept = start.copy()
-    descend(start, found.rows.exact, found.products(), (found.rows.lowest, found.rows.highest), 3)
+    descend(start, found.rows, found.products(), 3)
     np.testing.assert_array_equal(start, kept)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from roundings.problems import CASES, INPUTS, Case, case
 
 from qcli.errors import InputError, UsageError
 from qcli.plugins import create
-from qcli.roundings._quadratic import compensate, damped, refitted
+from qcli.roundings._quadratic import compensate, damped, error_of, refitted, refitted_parts
 from qcli.roundings.gptq import Gptq
 from qcli.types import Scale
 
@@ -38,9 +39,10 @@ def test_independent_inputs_of_one_size_are_rounded_to_nearest() -> None:
     np.testing.assert_array_equal(Gptq().learn(found.rows, independent.measured), found.nearest())
 
 
+@pytest.mark.parametrize("block", [None, 7])
 @pytest.mark.parametrize("kind", INPUTS)
-def test_the_blocks_of_columns_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = case(1, kind, (2, 3, 20))
+def test_the_blocks_of_columns_do_not_show(kind: str, block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = case(1, kind, (2, 3, 20), block=block)
     whole = Gptq().learn(found.rows, found.measured)
     monkeypatch.setattr("qcli.roundings._quadratic._BLOCK", 3)
     blocked = Gptq().learn(found.rows, found.measured)
@@ -65,28 +67,45 @@ def test_any_damping_serves_any_inputs(kind: str, damp: float) -> None:
 
 def test_products_that_are_none_are_refused_and_nearly_none_are_damped() -> None:
     found = case(0)
-    bounds = found.rows.lowest, found.rows.highest
     nearly = found.products(1e-3) - 1.0001 * np.linalg.eigvalsh(found.products(1e-3)).min() * np.eye(4)
-    found.assert_codes(compensate(found.rows.exact, nearly, bounds))
+    found.assert_codes(compensate(found.rows, nearly))
     with pytest.raises(InputError, match="damaged"):
-        compensate(found.rows.exact, -np.eye(4)[None], bounds)
+        compensate(found.rows, -np.eye(4)[None])
 
 
 @settings(deadline=None)
 @given(CASES)
 def test_the_factor_of_a_scale_is_the_best_one(found: Case) -> None:
     codes, products = found.nearest(), found.products()
-    factors = refitted(codes, found.rows.exact, products)
+    real, exact = codes * found.rows.sizes, found.rows.target
+    factors = refitted(real, exact, products)
     assert (factors > 0).all()
 
     def error(scaled: np.ndarray) -> np.ndarray:
-        wrong = scaled[..., None] * codes - found.rows.exact
+        wrong = scaled[..., None] * real - exact
         return np.einsum("grk,gkl,grl->gr", wrong, products, wrong)
 
     best = error(factors)
     for other in (0.9, 0.999, 1.001, 1.1):
         fitted = factors != 1
         assert (best[fitted] <= error(factors * other)[fitted] * (1 + 1e-9)).all()
+
+
+@settings(deadline=None)
+@given(CASES, st.integers(1, 4))
+def test_the_factors_of_blocks_are_the_best_ones(found: Case, block: int) -> None:
+    """Within their bounds, and no worse than leaving the steps alone."""
+    codes, products = found.nearest(), found.products()
+    groups, _, size = codes.shape
+    parts = np.broadcast_to(np.arange(size) // block, (groups, size))
+    factors = refitted_parts(codes, found.rows, products, parts)
+    starts = np.arange(0, size, block)
+    assert (factors == np.repeat(factors[..., starts], block, axis=2)[..., :size]).all(), "one for each block"
+    assert (factors >= 0.5).all() and (factors <= 2).all()
+    real, free = codes * found.rows.sizes, ((factors > 0.5) & (factors < 2)).all(axis=2)
+    best = error_of(real * factors, found.rows.target, products)
+    for other in (1 / factors, 0.99, 1.01):
+        assert (best <= error_of(real * factors * other, found.rows.target, products) * (1 + 1e-4) + 1e-250)[free].all()
 
 
 def test_damping_is_relative_to_the_inputs() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcli.contracts import broadcast
+from qcli.contracts import along
 from qcli.distribution import from_weights
 from qcli.plugins import create, load
 from qcli.roundings import squant
@@ -26,8 +26,7 @@ def scale_for(weight: Array, axis: int | None, shrink: float = 1.0, format_: str
 
 
 def exact(weight: Array, scale: Scale) -> Array:
-    steps = broadcast(scale.scale, weight.ndim, scale.axis).astype(np.float64)
-    zero = broadcast(scale.zero_point, weight.ndim, scale.axis).astype(np.float64)
+    steps, zero = along(scale, weight.shape)
     value: Array = (weight / steps + zero).clip(scale.lowest, scale.highest)
     return value
 
