@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import numpy as np
 
-from qcli.distribution import Distribution, from_weights
+from qcli.distribution import Distribution, Float64Array, from_weights
 from qcli.types import Array, FloatArray, Interval, Scale
 
 _BLOCK_BYTES = 1 << 23
@@ -19,15 +19,21 @@ _MIDDLE = 512
 
 
 def interval_of(
-    weight: FloatArray, axis: int | None, find: Callable[[Distribution], Interval], *, thin: bool = False
+    weight: FloatArray,
+    axis: int | None,
+    find: Callable[[Distribution], Interval],
+    *,
+    thin: bool = False,
+    energies: Float64Array | None = None,
 ) -> tuple[Interval, Array]:
     """The interval of each channel, and which channels are all zero.
 
-    With `thin`, long channels are known by their ends and by some of what lies between: a tenth of the time.
+    With `thin`, long channels are known by their ends and by some of what lies between: a tenth of the time. With
+    `energies`, of the weight's shape, each element counts that much instead of once.
     """
     found: list[tuple[Interval, Array]] = []
     for part in _parts(weight, axis):
-        distribution = from_weights(weight[part], axis)
+        distribution = from_weights(weight[part], axis, None if energies is None else energies[part])
         dead = (distribution.lower == 0) & (distribution.upper == 0)
         found.append((find(_thinned(distribution) if thin else distribution), dead))
     lower = np.concatenate([interval.lower for interval, _ in found])

@@ -26,9 +26,10 @@ from qcli.calibrate import Samples
 from qcli.distribution import from_weights
 from qcli.errors import RuntimeFailure
 from qcli.graph import Model, Node, Value, constant_of, node_key
+from qcli.measured import seen
 from qcli.plugins import choice_of, create
 from qcli.ranges._error import SquaredError
-from qcli.solve import SiteKey, Solution, activation_scales, seen, site_key, tied
+from qcli.solve import SiteKey, Solution, activation_scales, site_key, tied
 from qcli.statistics import Statistics
 from qcli.trial import Errors, output_errors, relative_errors
 from qcli.trial_graph import Trial

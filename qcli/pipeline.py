@@ -19,6 +19,7 @@ from qcli.data_free import ends_of_inputs, fill_in
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
+from qcli.energies import doubts_about_energies
 from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.files import scratch_folder
@@ -30,6 +31,7 @@ from qcli.job import QuantizeJob
 from qcli.job_files import check_outputs, dependencies, output_path
 from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
+from qcli.measured import requests_of, wishes_of
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
 from qcli.plan import check_plan, make_plan, read_plan
@@ -50,7 +52,7 @@ from qcli.report import (
     size_of,
     with_gates,
 )
-from qcli.solve import Solution, requests_of, solve, wishes_of
+from qcli.solve import Solution, solve
 from qcli.sources import SampleStream, open_source, random_source
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Plan, Request
@@ -164,8 +166,9 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     plan, statistics = settle_job(job, prepared, watch)
-    for doubt in doubts_about_learning(plan, prepared.model, statistics):
-        watch.warn(doubt)
+    for doubts_about in (doubts_about_learning, doubts_about_energies):
+        for doubt in doubts_about(plan, prepared.model, statistics):
+            watch.warn(doubt)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan

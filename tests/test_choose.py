@@ -17,11 +17,12 @@ from qcli.calibrate import collect
 from qcli.choose import choose, is_undecided
 from qcli.errors import UsageError
 from qcli.graph import Model, infer_shapes, normalize_graph
+from qcli.measured import requests_of
 from qcli.metrics.sqnr import Sqnr
 from qcli.plan import make_plan, plan_text, read_plan
 from qcli.plugins import choice_of, create
 from qcli.recipe import load_recipe
-from qcli.solve import requests_of, solve
+from qcli.solve import solve
 from qcli.statistics import Statistics
 from qcli.trial import relative_errors
 from qcli.types import Entry, Plan, Role, Spec

@@ -32,7 +32,8 @@ class Auto(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     decided here, by the mean squared error of the values themselves: weights, values in the bodies of If, Loop and
     Scan, and everything where there are statistics but no samples.
 
-    Raises ValueError (shown as a usage error) if `methods` is empty or names `auto`, UsageError for an unknown method.
+    Raises ValueError (shown as a usage error) if `methods` is empty or names `auto` or what
+    needs more than a histogram, UsageError for an unknown method.
     """
 
     statistic: ClassVar[str] = "histogram"
@@ -45,7 +46,9 @@ class Auto(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if any(choice_of(method).name == "auto" for method in self.methods):
             raise ValueError("'methods' cannot name auto itself")
         for method in self.methods:
-            create("ranges", method)
+            created = create("ranges", method)
+            if created.statistic == "rows" or getattr(created, "weighted", False):
+                raise ValueError(f"'methods' cannot name {choice_of(method).name} as it needs more than a histogram")
 
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:
         """For each channel the candidate with the least squared error; the first of several that are equal."""
