@@ -15,8 +15,8 @@ from qcli.ranges._interval import Float64Array
 from qcli.types import Grid, Interval, Spec
 
 _METHODS: tuple[Spec, ...] = (
-    "minmax",
     {"percentile": {"keep": 99.999}},
+    "minmax",
     {"percentile": {"keep": 99.99}},
     "mse",
     "octav",
@@ -25,7 +25,7 @@ _METHODS: tuple[Spec, ...] = (
 
 
 class Auto(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Chooses among `methods` for each value, since none of them is best everywhere.
+    """Chooses among `methods` for each value, since none of them is best everywhere; the first stays in case of doubt.
 
     Activations are decided in a stage of its own, on samples, by the error that each candidate makes in the outputs of
     the layers that read the value; the plan then names the method in place of `auto`. What cannot be decided so is

@@ -44,7 +44,7 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
     the number of values seen of a channel: what is rarely active may be ten times as large in the next sample.
     """
 
-    worth_db: ClassVar[float | None] = 0.05
+    worth_db: ClassVar[float | None] = 0.2
 
     by: Literal["activations", "weights"] = "activations"
     strength: float = 0.5
