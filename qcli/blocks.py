@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from qcli.distribution import Distribution, from_weights
+from qcli.distribution import Distribution, Float64Array, from_weights
 from qcli.types import Array, FloatArray, Grid, Interval, Scale
 
 _BLOCK_BYTES = 1 << 23
@@ -20,23 +20,30 @@ _MIDDLE = 512
 
 
 def interval_of(
-    weight: FloatArray, grid: Grid, find: Callable[[Distribution], Interval], *, thin: bool = False
+    weight: FloatArray,
+    grid: Grid,
+    find: Callable[[Distribution], Interval],
+    *,
+    thin: bool = False,
+    energies: Float64Array | None = None,
 ) -> tuple[Interval, Array]:
     """The interval of each channel or block, and which of them are all zero, in the shape of the scale.
 
-    With `thin`, long channels are known by their ends and by some of what lies between: a tenth of the time.
+    With `thin`, long channels are known by their ends and by some of what lies between: a tenth of the time. With
+    `energies`, of the weight's shape, each element counts that much instead of once.
     """
 
-    def ends(rows: FloatArray, along: int | None) -> _Ends:
-        distribution = from_weights(rows, along)
+    def ends(rows: FloatArray, along: int | None, counts: Float64Array | None) -> _Ends:
+        distribution = from_weights(rows, along, counts)
         interval = find(_thinned(distribution) if thin else distribution)
         return _Ends(interval.lower, interval.upper, (distribution.lower == 0) & (distribution.upper == 0))
 
     if grid.block is None:
-        joined, found = 0, [ends(weight[part], grid.axis) for part in _parts(weight, grid.axis)]
+        joined = 0
+        found = [ends(weight[part], grid.axis, _of(energies, part)) for part in _parts(weight, grid.axis)]
     else:
         joined = _across(grid.axis, weight.ndim)
-        found = [_block_ends(weight[part], grid, ends) for part in _parts(weight, joined)]
+        found = [_block_ends(weight[part], _of(energies, part), grid, ends) for part in _parts(weight, joined)]
     lower, upper, dead = (np.concatenate(parts, axis=joined) for parts in zip(*found, strict=True))
     return Interval(lower=lower, upper=upper), dead
 
@@ -49,18 +56,26 @@ class _Ends(NamedTuple):
     dead: Array
 
 
-def _block_ends(weight: FloatArray, grid: Grid, ends: Callable[[FloatArray, int | None], _Ends]) -> _Ends:
+_Find = Callable[[FloatArray, int | None, Float64Array | None], _Ends]
+
+
+def _block_ends(weight: FloatArray, energies: Float64Array | None, grid: Grid, ends: _Find) -> _Ends:
     """In the shape of the weight but for the axis of the blocks, along which each of them has one number."""
     axis, block = grid.axis or 0, grid.block or 1
     moved = np.moveaxis(weight, axis, -1)
+    counts = None if energies is None else np.moveaxis(energies, axis, -1)
     whole = moved.shape[-1] // block * block
-    runs = [(moved[..., :whole], block), (moved[..., whole:], moved.shape[-1] - whole)]
-    found = [
-        [array.reshape(*moved.shape[:-1], -1) for array in ends(run.reshape(-1, size), 0)]
-        for run, size in runs
-        if run.size
-    ]
+    found = []
+    for run, size in ((np.s_[..., :whole], block), (np.s_[..., whole:], moved.shape[-1] - whole)):
+        if moved[run].size:
+            rows = None if counts is None else counts[run].reshape(-1, size)
+            blocks = ends(moved[run].reshape(-1, size), 0, rows)
+            found.append([array.reshape(*moved.shape[:-1], -1) for array in blocks])
     return _Ends(*(np.moveaxis(np.concatenate(parts, axis=-1), -1, axis) for parts in zip(*found, strict=True)))
+
+
+def _of(energies: Float64Array | None, part: tuple[slice, ...]) -> Float64Array | None:
+    return None if energies is None else energies[part]
 
 
 def _across(axis: int | None, rank: int) -> int:

@@ -4,7 +4,8 @@ Two measurements, on different samples where there are enough of them:
 
 1. By site. All methods' grids of a value are tried in the float model, and their errors are measured in the outputs of
    the layers that read it (`trial.py`), over the power of those outputs, summed over layers and over tied values. What
-   a few samples say of the layers is scaled by what all of them say of the value.
+   a few samples say of the layers is scaled by what all of them say of the value. The first method of the list stays
+   where no other is clearly better: choices by small margins fit the samples that they were made on.
 2. As a whole. What is best for each layer is not always best for the network, whose errors add up. So the model with
    these choices, and with each method everywhere, is run with quantized activations and float weights. Where one method
    is clearly better for the outputs, it is taken for all.
@@ -26,9 +27,10 @@ from qcli.calibrate import Samples
 from qcli.distribution import from_weights
 from qcli.errors import RuntimeFailure
 from qcli.graph import Model, Node, Value, constant_of, node_key
+from qcli.measured import seen
 from qcli.plugins import choice_of, create
 from qcli.ranges._error import SquaredError
-from qcli.solve import SiteKey, Solution, activation_scales, seen, site_key, tied
+from qcli.solve import SiteKey, Solution, activation_scales, site_key, tied
 from qcli.statistics import Statistics
 from qcli.trial import Errors, output_errors, relative_errors
 from qcli.trial_graph import Trial
@@ -44,6 +46,14 @@ _BY_SITE = "by site"
 
 _HEAT = 4
 """On so many samples all methods run; only those that err less than the choice by site run on the others."""
+
+_SITE_GAIN = 0.63
+"""A method replaces the first of all where it leaves at most this share of its error (2 dB). Methods that are nearly as
+good for each layer add up differently for the network, and one for all is more even; what clips least and yet ignores
+single outliers fits samples to come best."""
+
+_LEAST_SHARE = 1e-3
+"""Samples that err less than this share of the mean count as if they erred so much: saturated outputs are exact."""
 
 _GAIN = 0.9
 _SIGMAS = 3.0
@@ -168,7 +178,13 @@ def _judge_values(model: Model, groups: Sequence[_Group], statistics: Statistics
                 powers = [error.of_grids(scales[site_key(entry)])[0, 0] for scales in group.scales]
                 group.values[site_key(entry)] = np.array(powers) / power
         group.errors = np.sum([*group.values.values(), np.zeros(len(group.methods))], axis=0)
-        group.chosen = int(np.argmin(group.errors))
+        group.chosen = _clear_choice(group.errors)
+
+
+def _clear_choice(errors: Float64Array) -> int:
+    """The method with the least of the errors [methods] if it is clearly better than the first; else the first."""
+    best = int(np.argmin(errors))
+    return best if errors[best] < _SITE_GAIN * errors[0] else 0
 
 
 def _value(nodes: Mapping[str, Node], entry: Entry) -> Value | None:
@@ -191,7 +207,7 @@ def _judge_readers(model: Model, plan: Plan, groups: Sequence[_Group], samples: 
         known = [_of_all(group, entry, errors) for entry, errors in own if errors is not None]
         if known:
             group.errors, group.by = np.sum(known, axis=0), "of what reads it"
-            group.chosen = int(np.argmin(group.errors))
+            group.chosen = _clear_choice(group.errors)
 
 
 def _of_all(group: _Group, entry: Entry, errors: Errors) -> Float64Array:
@@ -258,7 +274,7 @@ def _clearly_better(error: Float64Array, known: Float64Array) -> bool:
     count = error.size
     if count < _LEAST_COMPARED or not error.mean() < _GAIN * known.mean():
         return False
-    least = np.finfo(np.float64).tiny
+    least = max(_LEAST_SHARE * float(known.mean()), np.finfo(np.float64).tiny)
     gains = np.log(np.maximum(known, least) / np.maximum(error, least))
     return bool(gains.mean() > _SIGMAS * gains.std(ddof=1) / np.sqrt(count))
 

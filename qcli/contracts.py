@@ -55,7 +55,10 @@ class SampleReader(Protocol):
 
 
 class Statistic(Protocol):
-    """A commutative monoid over arrays: any order of `update` and `merge` gives the same `arrays`."""
+    """A commutative monoid over arrays: any order of `update` and `merge` gives the same `arrays`.
+
+    A class variable `axis` says that a range needs it along that axis of a value, not of the value as a whole.
+    """
 
     @classmethod
     def empty(cls) -> Self: ...
@@ -82,6 +85,7 @@ class Range(Protocol):
     """Turns a distribution into the real interval that a grid should span.
 
     `statistic` names the statistic (in `qcli/stats`) whose distribution it needs; None for one that needs no samples.
+    One with a true attribute `weighted` is for weights alone: their counts are the energies of the inputs they meet.
     """
 
     statistic: ClassVar[str | None]

@@ -19,13 +19,14 @@ from qcli.calibrate import Samples, collect
 from qcli.data_free import fill_in
 from qcli.errors import QcliError, RuntimeFailure
 from qcli.graph import Model, float32_form, infer_shapes
+from qcli.measured import requests_of, wishes_of
 from qcli.metrics.sqnr import Sqnr
 from qcli.parallel import in_order
 from qcli.plan import make_plan
 from qcli.recipe import Recipe
 from qcli.refine import refine_plan
 from qcli.runtime import Session, on_sample
-from qcli.solve import requests_of, solve, wishes_of
+from qcli.solve import solve
 from qcli.statistics import Statistics
 from qcli.types import Array, Plan
 

@@ -45,12 +45,13 @@ def doubts_about_learning(plan: Plan, model: Model, statistics: Statistics) -> l
     """A sentence for each reason for which weights cannot learn from samples though their rounding does."""
     found = unlearned(plan, model, statistics)
     return [
-        f"{len(values)} weights are rounded without samples, {reason}: {_some(values)}"
+        f"{len(values)} weights are rounded without samples, {reason}: {some_of(values)}"
         for reason, values in found.items()
     ]
 
 
-def _some(values: list[str]) -> str:
+def some_of(values: list[str]) -> str:
+    """The first few of them."""
     return ", ".join((*values[:3], "…") if len(values) > 3 else values)
 
 
@@ -75,7 +76,7 @@ def _verdicts(plan: Plan, model: Model) -> Iterator[tuple[Entry, str]]:
     """Every weight whose rounding learns, with the reason why it cannot, or an empty one."""
     here = {node_key(node): node for node in model.graph}
     weights = [entry for entry in plan.entries if entry.site.role is Role.WEIGHT]
-    readers = Counter(_decided(entry) for entry in weights)
+    shared = whose_weights_are_shared(plan)
     for entry in weights:
         if not learns(entry):
             continue
@@ -84,11 +85,18 @@ def _verdicts(plan: Plan, model: Model) -> Iterator[tuple[Entry, str]]:
             yield entry, "as the model is too large"
         elif node is None:
             yield entry, "as they belong to the body of another node"
-        elif readers[_decided(entry)] > 1:
+        elif entry.site.node in shared:
             yield entry, "as several nodes read them"
         else:
             product = entry.site.operand == 1 and window_of(node, _LARGEST) is not None
             yield entry, "" if product else f"as this form of {entry.site.op} is no product of patches"
+
+
+def whose_weights_are_shared(plan: Plan) -> set[str]:
+    """The nodes that read a weight which others read in the same codes."""
+    weights = [entry for entry in plan.entries if entry.site.role is Role.WEIGHT]
+    readers = Counter(_decided(entry) for entry in weights)
+    return {entry.site.node for entry in weights if readers[_decided(entry)] > 1}
 
 
 def _decided(entry: Entry) -> tuple[str, str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -19,6 +18,7 @@ from qcli.data_free import ends_of_inputs, fill_in
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
+from qcli.energies import doubts_about_energies
 from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.files import scratch_folder
@@ -28,14 +28,17 @@ from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
 from qcli.held_out import Trial
 from qcli.job import QuantizeJob
 from qcli.job_files import check_outputs, dependencies, output_path
+from qcli.job_samples import calibration_samples, evaluation_samples, named_evaluation, step_samples
 from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
+from qcli.measured import requests_of, wishes_of
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
 from qcli.parallel import MOST_AT_ONCE
 from qcli.plan import check_plan, make_plan, read_plan
 from qcli.prepare import prepare, sampling_steps
-from qcli.recipe import Recipe, load_recipe
+from qcli.prepared import Prepared
+from qcli.recipe import load_recipe
 from qcli.refine import doubted_plan, refine_plan
 from qcli.render import write_report
 from qcli.report import (
@@ -51,31 +54,11 @@ from qcli.report import (
     size_of,
     with_gates,
 )
-from qcli.solve import Solution, requests_of, solve, wishes_of
-from qcli.sources import SampleStream, open_source, random_source
+from qcli.solve import Solution, solve
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
-from qcli.watch import Watch, watched
-
-_STEP_SAMPLES = 32
-"""Steps that measure look at this many samples, spread evenly over all."""
-
-_MADE_UP_SAMPLES = 4
-
-_SMOKE_SAMPLES = 16
-"""Without evaluation samples the result is compared on this many of the calibration samples."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job up to its plan."""
-
-    recipe: Recipe
-    source: Model
-    model: Model
-    plan: Plan
-    calibration: SampleStream | None
+from qcli.watch import Watch
 
 
 def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
@@ -90,7 +73,7 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
     gates = check_gates((*prepared.recipe.gates, *job.gates), lacking=lacking)
     means = means_of(budget_of(job.max_memory), prepared.source)
     refuse_unrun(gates, means.unmeasured, means.why)
-    evaluation = _evaluation(job, prepared, watch) if means.runs else ()
+    evaluation = evaluation_samples(job, prepared, watch) if means.runs else ()
     if job.dry_run:
         return _dry_report(job, prepared, watch)
     for step in sampling_steps(prepared.recipe.prepare) if prepared.calibration is None else ():
@@ -125,9 +108,9 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     if not job.requantize_rest:
         refuse_quantized(source)
     check_sizes(source)
-    calibration = _calibration(job, recipe, source, watch)
+    calibration = calibration_samples(job, recipe, source, watch)
     given = read_plan(job.plan) if job.plan is not None else None
-    samples = _step_samples(job, recipe, source)
+    samples = step_samples(job, recipe, source)
     opset = max(required_opset(recipe), written_opset(given) if given is not None else 0)
     judge = Trial(source, recipe, samples, threads=threads_of(job)).decibels if samples is not None else None
     budget = budget_of(job.max_memory)
@@ -158,15 +141,16 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
     else:  # a plan that was given is the user's word
         plan = doubted_plan(prepared.model, prepared.plan, statistics, watch.warn)
     if any(is_undecided(entry) for entry in plan.entries):
-        samples = _step_samples(job, prepared.recipe, prepared.source)
+        samples = step_samples(job, prepared.recipe, prepared.source)
         plan = choose(prepared.model, plan, statistics, samples, watch, threads=threads_of(job))
     return plan, statistics
 
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     plan, statistics = settle_job(job, prepared, watch)
-    for doubt in doubts_about_learning(plan, prepared.model, statistics):
-        watch.warn(doubt)
+    for doubts_about in (doubts_about_learning, doubts_about_energies):
+        for doubt in doubts_about(plan, prepared.model, statistics):
+            watch.warn(doubt)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan
@@ -233,53 +217,6 @@ def _read_statistics(path: Path, prepared: Prepared) -> Statistics:
     return statistics
 
 
-def _calibration(job: QuantizeJob, recipe: Recipe, model: Model, watch: Watch) -> SampleStream | None:
-    if job.random_samples is not None:
-        watch.warn(f"calibrated on {job.random_samples} random inputs: good for smoke tests, not for accuracy")
-        return random_source(model.inputs(), job.random_samples)
-    source = recipe.samples.calibration
-    return open_source(source, job.calibration, model.inputs(), limit=job.samples, shard=job.shard)
-
-
-def _step_samples(job: QuantizeJob, recipe: Recipe, model: Model) -> SampleStream | None:
-    """What steps measure on: a few samples, the same ones for every shard."""
-    if job.random_samples is not None:
-        return random_source(model.inputs(), job.random_samples)
-    source = recipe.samples.calibration
-    limit = min(_STEP_SAMPLES, job.samples or source.limit or _STEP_SAMPLES)
-    return open_source(source, job.calibration, model.inputs(), limit=limit)
-
-
-def _evaluation(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Iterable[Sample]:
-    """The samples to judge by; without any, a few of the calibration samples, which flatter."""
-    given = _named_evaluation(job, prepared)
-    if given is not None:
-        return watched(given, len(given), watch)
-    if job.labels is not None:
-        raise UsageError("labels need samples to belong to", "name their folder with --eval")
-    if prepared.calibration is None:
-        return _made_up(prepared, watch)
-    watch.warn(f"no evaluation samples: compared on up to {_SMOKE_SAMPLES} of the calibration samples")
-    count = min(_SMOKE_SAMPLES, len(prepared.calibration))
-    return watched(islice(prepared.calibration, count), count, watch)
-
-
-def _named_evaluation(job: QuantizeJob, prepared: Prepared) -> SampleStream | None:
-    source = prepared.recipe.samples.validation
-    if source.preprocess is None:
-        preprocess = prepared.recipe.samples.calibration.preprocess
-        source = msgspec.structs.replace(source, preprocess=preprocess)
-    return open_source(source, job.evaluation, prepared.source.inputs(), labels=job.labels)
-
-
-def _made_up(prepared: Prepared, watch: Watch) -> Iterable[Sample]:
-    """Random inputs for a plan that needs no samples, when there are none to judge it by."""
-    if requests_of(prepared.plan, prepared.model):
-        return ()
-    watch.warn(f"no samples: compared on {_MADE_UP_SAMPLES} random inputs, which says little about accuracy")
-    return random_source(prepared.source.inputs(), _MADE_UP_SAMPLES)
-
-
 def _validate_job(
     job: QuantizeJob, prepared: Prepared, samples: Iterable[Sample], written: Path, means: Means
 ) -> ValidateJob:
@@ -337,7 +274,7 @@ def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Repo
     for path in job.reports:
         write_report(report, path)
     if job.depfile is not None and report.status == "passed":
-        judged = _named_evaluation(job, prepared)
+        judged = named_evaluation(job, prepared)
         write_depfile(job.depfile, output, dependencies(job, (prepared.calibration, judged)))
     return report
 

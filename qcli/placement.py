@@ -148,7 +148,7 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
     )
     if not operands:
         return "it reads no activation"
-    if support.depthwise is not None and _is_depthwise(node):
+    if support.depthwise is not None and _is_depthwise(node) and _is_computed(node.inputs[0]):
         support = msgspec.structs.replace(support, placement=support.depthwise)
     tail, bias = _tail(node, support, refused)
     return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias)
@@ -173,6 +173,11 @@ def _is_depthwise(node: Node) -> bool:
     weight = dimensions(node.inputs[1]) if node.inputs[1] is not None else None
     groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
     return groups > 1 and weight is not None and weight[1] == 1
+
+
+def _is_computed(value: Value | None) -> bool:
+    """False for inputs of the model, which cost as much to quantize as the result of what reads them."""
+    return value is not None and value.producer() is not None
 
 
 def _unfit(placed: Placed, unfit: Unfit) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from qcli.configure import convert
 from qcli.errors import NothingToDoError, UsageError
+from qcli.fitting import check_ranges, check_rules
 from qcli.granularity import check_layout, laid_out, no_blocks
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
 from qcli.layers import LAYERS, bias_layer, input_axis, output_channel_axis, weight_operands
@@ -49,6 +50,9 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
     if not entries:
         raise NothingToDoError("nothing in this model can be quantized", _why_nothing(kept_float, stored))
     _check_formats(entries, target, recipe.target)
+    check_ranges(entries)
+    if unfit is NOTHING_UNFIT:
+        check_rules(recipe, entries)
     return Plan(
         model_sha256=model.sha256,
         target=recipe.target,
@@ -89,6 +93,7 @@ def check_plan(plan: Plan, model: Model) -> None:
     if not plan.entries:
         raise NothingToDoError("the plan has no entries", "make it again with 'qcli plan'")
     _check_formats(plan.entries, create("targets", plan.target), plan.target)
+    check_ranges(plan.entries)
     nodes = {node_key(node): node for node in model.nodes()}
     seen: set[tuple[str, Role, int]] = set()
     for entry in plan.entries:

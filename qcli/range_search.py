@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 
 from qcli.calibrate import Progress
+from qcli.measured import seen
 from qcli.plugins import choice_of
-from qcli.solve import Solution, seen, site_key, tied
+from qcli.solve import Solution, site_key, tied
 from qcli.statistics import Statistics
 from qcli.types import Entry, Plan, Role, Scale
 

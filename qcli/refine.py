@@ -15,11 +15,12 @@ import numpy as np
 from qcli.contracts import Format
 from qcli.distribution import Distribution
 from qcli.graph import Model, node_key
+from qcli.measured import measured, quantizes_as_it_runs, seen
 from qcli.placement import Unfit
 from qcli.plan import make_plan
 from qcli.plugins import create
 from qcli.recipe import Recipe
-from qcli.solve import SiteKey, activation_scales, measured, quantizes_as_it_runs, seen, site_key
+from qcli.solve import SiteKey, activation_scales, site_key
 from qcli.statistics import Statistics
 from qcli.types import Grid, Interval, Plan, Role, Scale
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -11,14 +12,15 @@ import numpy.typing as npt
 from qcli.blas import single_threaded
 from qcli.blocks import interval_of, rounded
 from qcli.distribution import Distribution, from_weights
-from qcli.errors import InputError, UsageError
-from qcli.graph import Model, Node, Value, constant_of, node_key
+from qcli.energies import energies_of, energy_requests
+from qcli.graph import Model, Node, constant_of, node_key
 from qcli.layers import bias_layer
 from qcli.learn import inputs_of, learned, learned_requests, learns
+from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
-from qcli.plugins import choice_of, create, names
+from qcli.plugins import create
 from qcli.statistics import Statistics
-from qcli.types import Array, Deferred, Entry, Interval, Plan, Request, Role, Scale
+from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
 
 _INT32_MAX = 2**31 - 1
 _EITHER = 63
@@ -43,39 +45,6 @@ class Solution:
 
 def site_key(entry: Entry) -> SiteKey:
     return (entry.site.node, entry.site.role.value, entry.site.operand)
-
-
-def requests_of(plan: Plan, model: Model) -> tuple[Request, ...]:
-    """The statistics that the plan's activation ranges need."""
-    values = _values(model)
-    wanted = [
-        Request(value=entry.site.value, statistic=statistic)
-        for entry in plan.entries
-        if _is_activation(entry, values) and (statistic := create("ranges", entry.range).statistic) is not None
-    ]
-    ranges = () if _is_data_free(plan) else wanted
-    return tuple(dict.fromkeys((*ranges, *learned_requests(plan, model).values())))
-
-
-def _is_data_free(plan: Plan) -> bool:
-    """True if activations have ranges that need no samples and, beside those, only such as are given."""
-    activations = [entry.range for entry in plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)]
-    measured = [spec for spec in activations if create("ranges", spec).statistic is not None]
-    return len(measured) < len(activations) and all(choice_of(spec).name == "fixed" for spec in measured)
-
-
-def wishes_of(plan: Plan, model: Model) -> tuple[Request, ...]:
-    """Statistics of what dynamic kernels quantize: they need none, but samples can show that they should not."""
-    nodes = {node_key(node): node for node in model.nodes()}
-    data = [nodes[entry.site.node].inputs[0] for entry in plan.entries if quantizes_as_it_runs(entry)]
-    names = dict.fromkeys(value.name for value in data if value is not None and value.name)
-    return tuple(Request(value=name, statistic="histogram") for name in names)
-
-
-def quantizes_as_it_runs(entry: Entry) -> bool:
-    """True for the weight of a kernel that quantizes its data by itself."""
-    encoding = create("encodings", entry.encoding)
-    return entry.site.role is Role.WEIGHT and encoding.multiplies and not encoding.calibrated
 
 
 def solve(model: Model, plan: Plan, statistics: Statistics) -> Solution:
@@ -107,41 +76,17 @@ def activation_scales(model: Model, plan: Plan, statistics: Statistics) -> dict[
     return solver.solution.scales
 
 
-def measured(model: Model, entry: Entry, statistics: Statistics) -> Distribution | None:
-    """The values seen at an activation's site; None for a constant, and counts of zero for what no sample reached."""
-    if constant_of(_values(model).get(entry.site.value)) is not None:
-        return None
-    return _seen(entry, statistics) or _NOTHING
-
-
-def _seen(entry: Entry, statistics: Statistics) -> Distribution | None:
-    """By the statistic that the entry's range needs, or else by any other that was measured."""
-    return seen(entry.site.value, create("ranges", entry.range).statistic, statistics)
-
-
-def seen(value: str, wanted: str | None, statistics: Statistics) -> Distribution | None:
-    """The values seen, by the statistic `wanted` or else by another; None if none was measured or nothing was there."""
-    for statistic in dict.fromkeys((*([wanted] if wanted is not None else []), *names("stats"))):
-        try:
-            return statistics.get(Request(value=value, statistic=statistic)).distribution()
-        except (InputError, UsageError):  # nothing was seen, or this was not asked for
-            continue
-    return None
-
-
-_NOTHING = Distribution(lower=np.zeros(1), upper=np.zeros(1), points=np.zeros((1, 1)), counts=np.zeros((1, 1)))
-
-
 class _Solver:
     def __init__(self, model: Model, plan: Plan, statistics: Statistics, known: Solution | None = None) -> None:
         self._plan = plan
         self._statistics = statistics
         self._large = model.large
-        self._values = _values(model)
+        self._values = values_of(model)
         self._nodes = {node_key(node): node for node in model.nodes()}
         self._by_value: dict[str, Scale] = {}
         self._target = create("targets", plan.target)
         self._learned = learned_requests(plan, model)
+        self._energies = energy_requests(plan, model)
         self.solution = known or Solution()
         for entry in plan.entries if known is not None else ():
             if entry.site.role is Role.OUTPUT or entry.site.value not in self._by_value:
@@ -180,8 +125,9 @@ class _Solver:
     def _weight(self, entries: list[Entry]) -> None:
         entry = entries[0]
         weight = self._weight_array(entry)
-        find = create("ranges", entry.range).interval
-        interval, dead = interval_of(weight, entry.grid, lambda part: find(part, entry.grid), thin=self._large)
+        find = partial(create("ranges", entry.range).interval, grid=entry.grid)
+        energies = energies_of(self._nodes[entry.site.node], self._energies.get(entry.site.node), self._statistics)
+        interval, dead = interval_of(weight, entry.grid, find, thin=self._large, energies=energies)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
@@ -254,7 +200,7 @@ class _Solver:
         return floor
 
     def _interval(self, entry: Entry) -> Interval:
-        distribution = self._distribution(entry) or _NOTHING
+        distribution = self._distribution(entry) or NOTHING
         interval: Interval = create("ranges", entry.range).interval(distribution, entry.grid)
         return interval
 
@@ -263,10 +209,10 @@ class _Solver:
         array = self._constant(entry)
         if array is not None:
             return from_weights(np.asarray(array, np.float32), None)
-        return _seen(entry, self._statistics)
+        return seen_at(entry, self._statistics)
 
     def _is_activation(self, entry: Entry) -> bool:
-        return _is_activation(entry, self._values)
+        return is_activation(entry, self._values)
 
     def _constant(self, entry: Entry) -> Array | None:
         return constant_of(self._values.get(entry.site.value))
@@ -309,18 +255,6 @@ def _unsigned(scale: Scale) -> Scale:
         highest=scale.highest + shift,
         dtype="uint8",
     )
-
-
-def _values(model: Model) -> dict[str, Value]:
-    found: dict[str, Value] = {}
-    for graph in model.graphs():
-        found.update({value.name or "": value for value in (*graph.inputs, *graph.initializers.values())})
-        found.update({value.name or "": value for node in graph for value in node.outputs})
-    return found
-
-
-def _is_activation(entry: Entry, values: dict[str, Value]) -> bool:
-    return entry.site.role in (Role.INPUT, Role.OUTPUT) and constant_of(values.get(entry.site.value)) is None
 
 
 def _union(intervals: list[Interval]) -> Interval:

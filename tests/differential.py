@@ -15,6 +15,7 @@ from qcli.calibrate import collect
 from qcli.configure import convert
 from qcli.errors import NothingToDoError
 from qcli.graph import Model, infer_shapes
+from qcli.measured import requests_of
 from qcli.metrics.sqnr import Sqnr
 from qcli.opsets import required_opset
 from qcli.plan import check_plan, make_plan, plan_text
@@ -22,7 +23,7 @@ from qcli.prepare import prepare
 from qcli.recipe import load_recipe
 from qcli.refine import refine_plan
 from qcli.runtime import Session
-from qcli.solve import requests_of, solve
+from qcli.solve import solve
 from qcli.statistics import Statistics
 from qcli.types import Plan
 from qcli.watch import Watch

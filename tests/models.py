@@ -15,10 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from qcli.apply import apply_plan
 from qcli.calibrate import collect
 from qcli.graph import Model, load_model, normalize_graph
+from qcli.measured import requests_of
 from qcli.plan import make_plan
 from qcli.recipe import Recipe, load_recipe
 from qcli.runtime import Session
-from qcli.solve import Solution, requests_of, solve
+from qcli.solve import Solution, solve
 from qcli.statistics import Statistics
 from qcli.types import Array, Plan
 

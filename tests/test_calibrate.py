@@ -29,10 +29,10 @@ from qcli.calibrate import collect
 from qcli.dataset import open_dataset
 from qcli.errors import InputError, NothingToDoError, RuntimeFailure
 from qcli.graph import Model, infer_shapes
+from qcli.measured import requests_of
 from qcli.plan import make_plan
 from qcli.recipe import load_recipe
 from qcli.runtime import Session
-from qcli.solve import requests_of
 from qcli.sources import SampleStream
 from qcli.statistics import Statistics
 from qcli.types import Array, Request

@@ -14,14 +14,15 @@ from onnx import TensorProto, helper
 
 from qcli.apply import apply_plan
 from qcli.calibrate import collect
-from qcli.choose import choose, is_undecided
+from qcli.choose import _clearly_better, choose, is_undecided
 from qcli.errors import UsageError
 from qcli.graph import Model, infer_shapes, normalize_graph
+from qcli.measured import requests_of
 from qcli.metrics.sqnr import Sqnr
 from qcli.plan import make_plan, plan_text, read_plan
 from qcli.plugins import choice_of, create
 from qcli.recipe import load_recipe
-from qcli.solve import requests_of, solve
+from qcli.solve import solve
 from qcli.statistics import Statistics
 from qcli.trial import relative_errors
 from qcli.types import Entry, Plan, Role, Spec
@@ -81,6 +82,34 @@ def test_each_value_gets_what_its_own_readers_want() -> None:
     assert choice_of(found["r"].range).name == "percentile"
     assert found["s"].range == "minmax"
     assert not watch.warnings
+
+
+def test_the_first_method_stays_where_no_other_is_clearly_better() -> None:
+    """98 and 98.1 percent are about as good for what looks at no outlier; minmax is not."""
+    proto, stream = spiked()
+    for first, second in ((98, 98.1), (98.1, 98)):
+        methods = f"[{{percentile: {{keep: {first}}}}}, {{percentile: {{keep: {second}}}}}]"
+        settings = (f"rules=[{{match: {{role: input}}, range: {{auto: {{methods: {methods}}}}}}}]",)
+        found = {entry.site.value: entry for entry in activations(chosen(proto, stream, settings)[1])}
+        assert choice_of(found["r"].range).options == {"keep": first}
+    settings = ("rules=[{match: {role: input}, range: {auto: {methods: [minmax, {percentile: {keep: 98}}]}}}]",)
+    found = {entry.site.value: entry for entry in activations(chosen(proto, stream, settings)[1])}
+    assert choice_of(found["r"].range).name == "percentile"
+
+
+@pytest.mark.parametrize("count", [16, 32])
+def test_samples_without_any_error_decide_nothing(count: int) -> None:
+    """Outputs behind a saturated Sigmoid are exact now and then: the logarithm of no error must not outweigh all."""
+    rng = np.random.default_rng(0)
+    known = rng.uniform(0.9, 1.1, count)
+    better = known * 0.5
+    assert _clearly_better(better, known)
+    known[: count // 2] = 0
+    better[: count // 2] = 0
+    assert _clearly_better(np.where(known > 0, known * 0.1, 0), known)
+    lucky = np.where(known > 0, known * 1.5, 0)
+    lucky[-1], known[-1] = 0, 30
+    assert not _clearly_better(lucky, known)
 
 
 def test_the_plan_says_what_was_chosen_and_why(tmp_path: Path) -> None:

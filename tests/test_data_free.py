@@ -19,12 +19,12 @@ from qcli.expectation import Expectations, Expected
 from qcli.graph import Model, infer_shapes
 from qcli.job import QuantizeJob
 from qcli.layers import batchnorm_of
+from qcli.measured import requests_of
 from qcli.opsets import calibrates
 from qcli.pipeline import quantize
 from qcli.plan import make_plan, plan_text, read_plan
 from qcli.plugins import create
 from qcli.recipe import load_recipe
-from qcli.solve import requests_of
 from qcli.statistics import Statistics
 from qcli.steps.fold_batchnorm import FoldBatchnorm
 from qcli.types import Array, Entry, Plan, Role

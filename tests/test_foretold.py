@@ -54,7 +54,7 @@ FORMS = [
     {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
     {"pads": [2, 2, 2, 2], "dilations": [2, 2]},
     {"group": 2, "pads": [1, 1, 1, 1]},
-    {"group": 8},
+    {"group": 4},
 ]
 
 

@@ -361,7 +361,7 @@ def test_what_has_no_integer_kernel_is_kept_out_and_stored() -> None:
     found = {entry.site.value: entry for entry in quantized.plan.entries if entry.site.role is Role.WEIGHT}
     assert {name: (entry.encoding, entry.grid.granularity) for name, entry in found.items()} == {
         "w1": ("qdq", "channel"),
-        "w2": ("qdq", "channel"),
+        "w2": ("weight_only", "channel"),  # depthwise, behind which nothing is integer
         "w3": ("weight_only", "block"),
         "w4": ("weight_only", "block"),
     }

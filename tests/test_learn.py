@@ -34,11 +34,12 @@ from qcli.errors import UsageError
 from qcli.graph import Model, constant_of, node_key, normalize_graph
 from qcli.job import QuantizeJob
 from qcli.learn import Problem, doubts_about_learning, learned_requests, learners, unlearned
+from qcli.measured import requests_of
 from qcli.pipeline import calibrate_job, quantize
 from qcli.plan import make_plan
 from qcli.recipe import load_recipe
 from qcli.roundings._quadratic import damped, error_of
-from qcli.solve import requests_of, solve
+from qcli.solve import solve
 from qcli.statistics import Statistics, load_statistics
 from qcli.types import Plan, Role
 from qcli.watch import Watch

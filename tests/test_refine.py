@@ -31,13 +31,14 @@ from qcli.calibrate import collect
 from qcli.distribution import Distribution
 from qcli.graph import Model, normalize_graph
 from qcli.job import QuantizeJob
+from qcli.measured import requests_of
 from qcli.metrics.sqnr import Sqnr
 from qcli.pipeline import quantize
 from qcli.plan import make_plan
 from qcli.plugins import create
 from qcli.recipe import Recipe, load_recipe
 from qcli.refine import lost_share, refine_plan, sqnr_of
-from qcli.solve import requests_of, solve
+from qcli.solve import solve
 from qcli.statistics import Statistics
 from qcli.types import Grid, Interval, Plan, Role
 

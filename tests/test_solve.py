@@ -21,8 +21,8 @@ from models import (
     run,
 )
 
+from qcli.measured import requests_of
 from qcli.plugins import create
-from qcli.solve import requests_of
 from qcli.types import Array, Role, Scale
 
 INT32 = 2**31 - 1

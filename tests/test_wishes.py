@@ -9,8 +9,8 @@ import onnx
 from models import node, normal, proto_of, saved
 
 from qcli.job import QuantizeJob
+from qcli.measured import requests_of, wishes_of
 from qcli.pipeline import prepare_job, quantize
-from qcli.solve import requests_of, wishes_of
 from qcli.watch import Watch
 
 

@@ -42,7 +42,7 @@ FLOORS = {
     "mnist_cntk": (36.0, 0.99),
     "mnist_mlp_pytorch": (34.0, 0.99),
     "oww_alexa_mlp": (15.0, 0.99),
-    "ppocr_cls": (20.0, 0.9),
+    "ppocr_cls": (20.0, 0.7),  # depthwise layers between float hard swishes stay float: 1.3x in place of 0.8x
 }
 """The least signal-to-noise ratio (dB), a bit below that of all samples, and share of products in integers."""
 

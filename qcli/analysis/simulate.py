@@ -35,8 +35,9 @@ from qcli.graph import (
     passed_on,
 )
 from qcli.layers import bias_layer
+from qcli.measured import quantizes_as_it_runs
 from qcli.plugins import create
-from qcli.solve import SiteKey, Solution, quantizes_as_it_runs, site_key
+from qcli.solve import SiteKey, Solution, site_key
 from qcli.types import Array, Deferred, Entry, Plan, Role, Scale
 
 

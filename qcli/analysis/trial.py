@@ -15,12 +15,14 @@ from qcli.calibrate import collect
 from qcli.configure import convert
 from qcli.dataset import Sample
 from qcli.errors import QcliError
-from qcli.pipeline import Prepared, prepare_job, settle_job, threads_of
+from qcli.measured import requests_of, wishes_of
+from qcli.pipeline import prepare_job, settle_job, threads_of
 from qcli.plan import make_plan
+from qcli.prepared import Prepared
 from qcli.recipe import Recipe, SourcedRule
 from qcli.refine import refine_plan
 from qcli.runtime import Session
-from qcli.solve import requests_of, solve, wishes_of
+from qcli.solve import solve
 from qcli.statistics import Statistics
 from qcli.types import Plan, Request, Rule, Spec
 from qcli.watch import Watch

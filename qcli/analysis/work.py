@@ -26,12 +26,14 @@ from qcli.errors import ResourceError
 from qcli.files import check_distinct, check_writable
 from qcli.finish import Settled
 from qcli.job import named_inputs
+from qcli.measured import quantizes_as_it_runs
 from qcli.memory import Budget, budget_of
 from qcli.metrics.sqnr import Sqnr
-from qcli.pipeline import Prepared, finish_job, prepare_job, settle_job, threads_of
+from qcli.pipeline import finish_job, prepare_job, settle_job, threads_of
+from qcli.prepared import Prepared
 from qcli.report import RecipeFacts, environment, file_facts
 from qcli.runtime import Session
-from qcli.solve import Solution, quantizes_as_it_runs, solve
+from qcli.solve import Solution, solve
 from qcli.sources import SampleStream
 from qcli.statistics import Statistics
 from qcli.types import Plan

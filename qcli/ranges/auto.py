@@ -15,8 +15,8 @@ from qcli.ranges._interval import Float64Array
 from qcli.types import Grid, Interval, Spec
 
 _METHODS: tuple[Spec, ...] = (
-    "minmax",
     {"percentile": {"keep": 99.999}},
+    "minmax",
     {"percentile": {"keep": 99.99}},
     "mse",
     "octav",
@@ -25,14 +25,15 @@ _METHODS: tuple[Spec, ...] = (
 
 
 class Auto(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Chooses among `methods` for each value, since none of them is best everywhere.
+    """Chooses among `methods` for each value, since none of them is best everywhere; the first stays in case of doubt.
 
     Activations are decided in a stage of its own, on samples, by the error that each candidate makes in the outputs of
     the layers that read the value; the plan then names the method in place of `auto`. What cannot be decided so is
     decided here, by the mean squared error of the values themselves: weights, values in the bodies of If, Loop and
     Scan, and everything where there are statistics but no samples.
 
-    Raises ValueError (shown as a usage error) if `methods` is empty or names `auto`, UsageError for an unknown method.
+    Raises ValueError (shown as a usage error) if `methods` is empty or names `auto` or what
+    needs more than a histogram, UsageError for an unknown method.
     """
 
     statistic: ClassVar[str] = "histogram"
@@ -45,7 +46,9 @@ class Auto(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if any(choice_of(method).name == "auto" for method in self.methods):
             raise ValueError("'methods' cannot name auto itself")
         for method in self.methods:
-            create("ranges", method)
+            created = create("ranges", method)
+            if created.statistic == "rows" or getattr(created, "weighted", False):
+                raise ValueError(f"'methods' cannot name {choice_of(method).name} as it needs more than a histogram")
 
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:
         """For each channel the candidate with the least squared error; the first of several that are equal."""

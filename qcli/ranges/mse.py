@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
 import msgspec
-import numpy as np
 
 from qcli.contracts import Format
 from qcli.distribution import Distribution
 from qcli.plugins import create
 from qcli.ranges._error import SquaredError
-from qcli.ranges._interval import Float64Array, around_zero, rungs, step_ratio, typical_magnitude
+from qcli.ranges._interval import Float64Array
+from qcli.ranges._search import least
 from qcli.types import Grid, Interval
-
-# Exponents of the bounds that each round tries, in coarse steps: all the way down, more densely near the
-# extrema, where the best bound of most data lies; then around the best one.
-_ONE_BOUND = (np.arange(32.0) ** 1.5 / 31**0.5, np.arange(-4, 5) / 5, np.arange(-4, 5) / 25)
-_TWO_BOUNDS = (
-    np.arange(16.0) ** 1.5 / 15**0.5,
-    np.arange(-2, 3) / 3,
-    np.arange(-2, 3) / 9,
-    np.arange(-2, 3) / 27,
-)
-
-_Measure = Callable[[Float64Array, Float64Array], Float64Array]
 
 
 class Mse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,50 +24,28 @@ class Mse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     are searched together. Each candidate is measured on the very grid that the format would make of it, so
     the result is never worse than minmax. One-sided channels keep exactly 0 as their other end.
 
+    With `weighted`, for weights alone, each error counts by the energy of the input that the weight meets:
+
+        sum over j of E[x_j**2] * (w_j - q(w_j))**2
+
+    which is the error of the layer's output if its inputs are independent, as far as they are known (samples are
+    needed). The energies come as the counts of the distribution; weights that cannot have them, such as those that
+    several nodes read, are searched without, and a warning says so.
+
     Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 3.1, "Mean squared
-    error"; the search is ours.
+    error"; the diagonal of the Hessian as in Guo et al. 2022, "SQuant: On-the-Fly Data-Free Quantization via Diagonal
+    Hessian Approximation"; the search is ours.
     """
 
     statistic: ClassVar[str] = "histogram"
+
+    weighted: bool = False
 
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:
         """The best interval [channels] for `grid`."""
         number_format: Format = create("formats", grid.format)
         measure = partial(_errors, SquaredError.of(distribution), number_format, grid)
-        below, above = np.maximum(-distribution.lower, 0.0), np.maximum(distribution.upper, 0.0)
-        typical = typical_magnitude(distribution)
-        two_bounds = not grid.symmetric and bool(((below > 0) & (above > 0)).any())
-        low, high = (_two_bounds if two_bounds else _one_bound)(measure, typical, below, above)
-        return around_zero(-low, high)
-
-
-def _one_bound(
-    measure: _Measure, typical: Float64Array, below: Float64Array, above: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """The best bounds below and above zero, magnitudes [channels], if both are the same clip of the data."""
-    most = np.maximum(below, above)
-    ratio = step_ratio(typical, most, len(_ONE_BOUND[0]))
-    best = most
-    for exponents in _ONE_BOUND:
-        bounds = rungs(best, ratio, exponents, most)
-        errors = measure(np.minimum(bounds, below[:, None]), np.minimum(bounds, above[:, None]))
-        best = bounds[np.arange(len(bounds)), np.argmin(errors, axis=1)]
-    return np.minimum(best, below), np.minimum(best, above)
-
-
-def _two_bounds(
-    measure: _Measure, typical: Float64Array, below: Float64Array, above: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """The best bounds below and above zero, magnitudes [channels], each on its own."""
-    low, high = below, above
-    low_ratio, high_ratio = (step_ratio(typical, most, len(_TWO_BOUNDS[0])) for most in (below, above))
-    rows = np.arange(len(below))
-    for exponents in _TWO_BOUNDS:
-        lows = np.repeat(rungs(low, low_ratio, exponents, below), len(exponents), axis=1)
-        highs = np.tile(rungs(high, high_ratio, exponents, above), len(exponents))
-        best = np.argmin(measure(lows, highs), axis=1)
-        low, high = lows[rows, best], highs[rows, best]
-    return low, high
+        return least(measure, distribution, grid)
 
 
 def _errors(

@@ -50,7 +50,7 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
     a Clip costs nothing. Only `by: weights` makes use of that: `activations` never shrinks what reaches a bound.
     """
 
-    worth_db: ClassVar[float | None] = 0.05
+    worth_db: ClassVar[float | None] = 0.2
 
     by: Literal["activations", "weights"] = "activations"
     strength: float = 0.5

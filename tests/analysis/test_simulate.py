@@ -32,12 +32,12 @@ from qcli.apply import apply_plan
 from qcli.calibrate import collect
 from qcli.errors import NothingToDoError
 from qcli.graph import infer_shapes
+from qcli.measured import requests_of
 from qcli.plan import make_plan, required_opset
 from qcli.prepare import prepare
 from qcli.recipe import load_recipe
 from qcli.refine import refine_plan
 from qcli.runtime import Session
-from qcli.solve import requests_of
 from qcli.statistics import Statistics
 from qcli.types import Array, Plan, Role
 from qcli.watch import Watch

@@ -16,12 +16,13 @@ from qcli.apply import apply_plan
 from qcli.calibrate import collect
 from qcli.errors import UsageError
 from qcli.graph import Model, infer_shapes, normalize_graph
+from qcli.measured import requests_of
 from qcli.metrics.sqnr import Sqnr
 from qcli.plan import make_plan
 from qcli.plugins import create
 from qcli.prepare import prepare
 from qcli.recipe import load_recipe
-from qcli.solve import requests_of, solve
+from qcli.solve import solve
 from qcli.statistics import Statistics
 from qcli.steps.smooth import Smooth
 from qcli.types import Array
