@@ -99,12 +99,10 @@ def one_by_one() -> tuple[Variant, ...]:
 
 
 def presets() -> tuple[Variant, ...]:
-    """The presets that a user would take, as far as they are there, and 4-bit weights that learn."""
+    """The presets that a user would take, as far as they are there, and 4-bit weights that do not learn."""
     known = (Variant(name=f"`{name}`", preset=name) for name in _PRESETS if name in preset_names())
-    learned = Variant(
-        name="`w4a8` + `coordinate`", preset="w4a8", settings=(f"rules=[{_COORDINATE}]",), step="coordinate"
-    )
-    return (*known, learned)
+    plain = Variant(name="`w4a8` with `nearest`", preset="w4a8", settings=(f"rules=[{_NEAREST}]",), step="nearest")
+    return (*known, plain)
 
 
 def baseline() -> Variant:
@@ -116,9 +114,10 @@ def alone() -> tuple[Variant, ...]:
     """Every step by itself on top of `int8` without any; roundings as far as they are there."""
     roundings = [name for name in ("gptq", "coordinate", "adaround") if name in names("roundings")]
     return (
-        *(_alone(name, _prepare("int8", name)) for name in ("equalize", "smooth", "split_outliers")),
+        *(_alone(name, _prepare("int8", name)) for name in ("equalize", "absorb_bias", "smooth", "split_outliers")),
         *(_alone(name, f"rules=[{{match: {{role: weight}}, rounding: {name}}}]") for name in roundings),
-        _alone("correct_bias", "finish=[correct_bias]"),
+        *(_alone(name, f"finish=[{name}]") for name in ("refine_ranges", "correct_bias")),
+        _alone("mse, weighted", "rules=[{match: {role: weight}, range: {mse: {weighted: true}}}]"),
         *(_alone(name, f"rules=[{{match: {{role: input}}, range: {name}}}]") for name in ("auto", "octav")),
     )
 

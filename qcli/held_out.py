@@ -178,22 +178,22 @@ class Trial:
     def _held_out(self) -> Yardstick:
         return Yardstick(self._source, self.judge, self._threads)
 
-    def decibels(self, model: Model) -> tuple[float, ...] | None:
+    def decibels(self, model: Model) -> Iterator[float | None]:
         """The signal-to-noise ratio of the worst output, on either part of the samples after calibration on the other.
 
-        None if the model cannot be quantized and compared.
+        One after the other, as they are asked for. None, and nothing more, if the model cannot be quantized and
+        compared; nothing at all without samples that are held out.
         """
-        if not len(self.judge):
-            return None
-        try:
-            found = (
-                self._held_out.decibels(self._quantized(model, self.fit)),
-                self.yardstick.decibels(self._quantized(model, self.judge)),
-            )
-        except QcliError:  # whatever it is, the job itself will meet it and say so
-            return None
-        ratios = tuple(ratio for ratio in found if ratio is not None)
-        return ratios if len(ratios) == len(found) else None
+        for yardstick, samples in ((self._held_out, self.fit), (self.yardstick, self.judge)):
+            if not len(self.judge):
+                return
+            try:
+                ratio = yardstick.decibels(self._quantized(model, samples))
+            except QcliError:  # whatever it is, the job itself will meet it and say so
+                ratio = None
+            yield ratio
+            if ratio is None:
+                return
 
     def compare(self, quantized: Model) -> float | None:
         """The ratio of a model that is quantized already, on what is held out."""
@@ -207,7 +207,7 @@ class Trial:
         if requests:
             statistics = collect(model, statistics, samples, threads=self._threads)
         plan = self._plan(model, refine_plan(model, self._recipe, plan, statistics))
-        return apply_plan(model, plan, solve(model, plan, statistics))
+        return apply_plan(model, plan, solve(model, plan, statistics, self._threads))
 
     def _plan(self, model: Model, plan: Plan) -> Plan:
         return fill_in(model, plan, self._recipe, lambda _: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -15,7 +16,10 @@ MOST_AT_ONCE = 4
 
 
 def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
-    """What `work` makes of each item, in their order; at most threads + 1 items and results are held."""
+    """What `work` makes of each item, in their order; at most threads + 1 items and results are held.
+
+    What is set for the caller's context, such as numpy's `errstate`, holds for the work too.
+    """
     if threads <= 1:
         yield from map(work, items)
         return
@@ -23,7 +27,7 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: 
         pending: deque[Future[_Result]] = deque()
         try:
             for item in items:
-                pending.append(pool.submit(work, item))
+                pending.append(pool.submit(copy_context().run, work, item))
                 if len(pending) > threads:
                     yield pending.popleft().result()
             while pending:

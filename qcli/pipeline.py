@@ -163,7 +163,7 @@ def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch
         trial = Trial(prepared.source, prepared.recipe, prepared.calibration, stride=4, threads=threads_of(job))
     model, recipe, plan = prepared.model, prepared.recipe, work.plan
     ends = partial(ends_of_inputs, model, plan, recipe)
-    return Finishing(work, solve(*work), watch, trial=trial, inputs=ends).run(recipe.finish)
+    return Finishing(work, solve(*work, threads=threads_of(job)), watch, trial=trial, inputs=ends).run(recipe.finish)
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:

@@ -18,6 +18,7 @@ from qcli.layers import bias_layer
 from qcli.learn import inputs_of, learned, learned_requests, learns
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
+from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.plugins import create
 from qcli.statistics import Statistics
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
@@ -47,9 +48,9 @@ def site_key(entry: Entry) -> SiteKey:
     return (entry.site.node, entry.site.role.value, entry.site.operand)
 
 
-def solve(model: Model, plan: Plan, statistics: Statistics) -> Solution:
-    """Scales for all entries and codes for all constants of the plan."""
-    solver = _Solver(model, plan, statistics)
+def solve(model: Model, plan: Plan, statistics: Statistics, threads: int = 1) -> Solution:
+    """Scales for all entries and codes for all constants of the plan; the same on any number of threads."""
+    solver = _Solver(model, plan, statistics, threads=threads)
     solver.activations()
     with single_threaded():
         solver.weights()
@@ -77,8 +78,11 @@ def activation_scales(model: Model, plan: Plan, statistics: Statistics) -> dict[
 
 
 class _Solver:
-    def __init__(self, model: Model, plan: Plan, statistics: Statistics, known: Solution | None = None) -> None:
+    def __init__(
+        self, model: Model, plan: Plan, statistics: Statistics, known: Solution | None = None, threads: int = 1
+    ) -> None:
         self._plan = plan
+        self._threads = 1 if model.large else min(threads, MOST_AT_ONCE)
         self._statistics = statistics
         self._large = model.large
         self._values = values_of(model)
@@ -95,7 +99,8 @@ class _Solver:
     def activations(self) -> None:
         """Each value gets the interval of its own range; tied values share the union of theirs."""
         entries = [entry for entry in self._plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)]
-        intervals = {site_key(entry): self._interval(entry) for entry in entries}
+        found = in_order(self._interval, entries, self._threads)
+        intervals = {site_key(entry): interval for entry, interval in zip(entries, found, strict=True)}
         groups = tied(self._plan)
         shared: dict[str, list[Interval]] = {}
         for entry in entries:
@@ -119,10 +124,13 @@ class _Solver:
             if entry.site.role is Role.WEIGHT:
                 decided = repr((entry.grid, entry.range, entry.rounding))
                 groups.setdefault((entry.site.value, decided), []).append(entry)
-        for entries in groups.values():
-            self._weight(entries)
+        found = in_order(self._weight, groups.values(), self._threads)
+        for entries, (scale, codes) in zip(groups.values(), found, strict=True):
+            for entry in entries:
+                self.solution.scales[site_key(entry)] = scale
+                self.solution.codes[site_key(entry)] = codes
 
-    def _weight(self, entries: list[Entry]) -> None:
+    def _weight(self, entries: list[Entry]) -> tuple[Scale, Array | Deferred]:
         entry = entries[0]
         weight = self._weight_array(entry)
         find = partial(create("ranges", entry.range).interval, grid=entry.grid)
@@ -133,18 +141,22 @@ class _Solver:
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
         signed = scale.dtype == "uint8" and scale.highest <= _EITHER
         widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
-        codes, widened = self._learn(entries, widened, floor) or (self._codes(entry, widened), widened)
-        for one in entries:
-            self.solution.scales[site_key(one)] = widened
-            self.solution.codes[site_key(one)] = codes
+        learned_codes = self._learn(entries, widened, floor)
+        return learned_codes if learned_codes is not None else (widened, self._codes(entry, widened))
 
-    def _learn(self, entries: list[Entry], scale: Scale, floor: Float64Array) -> tuple[Array, Scale] | None:
-        """The codes that serve the samples best; None for weights that do not learn, or that several nodes read."""
+    def _learn(self, entries: list[Entry], scale: Scale, floor: Float64Array) -> tuple[Scale, Array] | None:
+        """The codes that serve the samples best, and their scale.
+
+        None for weights that do not learn, or that several nodes read.
+        """
         node = entries[0].site.node
         if len(entries) != 1 or node not in self._learned:
             return None
         inputs = inputs_of(self._learned[node], self._statistics)
-        return learned(self._nodes[node], entries[0], inputs, scale, floor) if inputs is not None else None
+        if inputs is None:
+            return None
+        codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor)
+        return fitted, codes
 
     def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
         """The codes of a weight; those of a large model are computed again each time they are needed."""

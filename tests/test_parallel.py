@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,3 +66,9 @@ def test_who_stops_listening_is_not_kept_waiting() -> None:
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert len(begun) <= 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_work_sees_the_context_of_its_caller(threads: int) -> None:
+    with np.errstate(divide="ignore"):
+        assert list(in_order(lambda item: np.float32(item) / np.float32(0), [1, 2, 3], threads)) == [np.inf] * 3

@@ -108,7 +108,7 @@ class Trials:
             ground.measure((plan,), self.job, self.watch)
             recipe = _with_rules(ground.prepared.recipe, change.rules)
             plan = refine_plan(ground.prepared.model, recipe, plan, ground.statistics)
-            solution = solve(ground.prepared.model, plan, ground.statistics)
+            solution = solve(ground.prepared.model, plan, ground.statistics, threads_of(self.job))
             quantized = apply_plan(ground.prepared.model, plan, solution)
             sqnr = run_pair(self.against.session, quantized, self.against.samples)
         except QcliError:

@@ -104,7 +104,7 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
     rows = _rows(groups, simulation, losses, run_results(simulation, settled.samples))
     blame = blame_of(whole)
     ground = Ground(prepared, settled.plan, settled.statistics)
-    against = Reference(reference, settled.samples, _unfinished(settled, reference, whole.quantized))
+    against = Reference(reference, settled.samples, _unfinished(job, settled, reference, whole.quantized))
     trials = Trials(job, ground, against, watch)
     suggestions, notes = _suggestions(job, settled, (blame, rows), trials)
     calibration = prepared.calibration
@@ -167,12 +167,12 @@ def _whole(settled: _Settled, simulation: Simulation, losses: dict[Variant, floa
     )
 
 
-def _unfinished(settled: _Settled, reference: Session, finished: float) -> float:
+def _unfinished(job: AnalyzeJob, settled: _Settled, reference: Session, finished: float) -> float:
     """The ratio in dB without the steps under `finish`, which changes are tried without, since they take minutes."""
     prepared = settled.prepared
     if not prepared.recipe.finish:
         return finished
-    solution = solve(prepared.model, settled.plan, settled.statistics)
+    solution = solve(prepared.model, settled.plan, settled.statistics, threads_of(job))
     return run_pair(reference, apply_plan(prepared.model, settled.plan, solution), settled.samples)
 
 
