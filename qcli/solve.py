@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -44,6 +45,13 @@ class Solution:
     codes: dict[SiteKey, Array | Deferred] = field(default_factory=dict)
 
 
+class Solved(NamedTuple):
+    """A plan and its solution."""
+
+    plan: Plan
+    solution: Solution
+
+
 def site_key(entry: Entry) -> SiteKey:
     return (entry.site.node, entry.site.role.value, entry.site.operand)
 
@@ -52,6 +60,20 @@ def solve(model: Model, plan: Plan, statistics: Statistics, threads: int = 1) ->
     """Scales for all entries and codes for all constants of the plan; the same on any number of threads."""
     solver = _Solver(model, plan, statistics, threads=threads)
     solver.activations()
+    with single_threaded():
+        solver.weights()
+    solver.biases()
+    return solver.solution
+
+
+def solve_again(model: Model, plan: Plan, statistics: Statistics, known: Solved, threads: int = 1) -> Solution:
+    """A solution that takes over from another plan for the same model what both decide alike.
+
+    Codes that were learned, scales that were searched and biases that were corrected stay; what is new is solved.
+    """
+    solver = _Solver(model, plan, statistics, threads=threads)
+    solver.activations()
+    solver.adopt(known)
     with single_threaded():
         solver.weights()
     solver.biases()
@@ -117,11 +139,36 @@ class _Solver:
             elif entry.site.role is Role.OUTPUT or entry.site.value not in self._by_value:
                 self._by_value[entry.site.value] = scale
 
+    def adopt(self, known: Solved) -> None:
+        """Takes over weights and biases of equal entries, and scales of values unless a tie brings others in."""
+        before = {site_key(entry): entry for entry in known.plan.entries}
+        by_value = {
+            entry.site.value: known.solution.scales[site_key(entry)]
+            for entry in known.plan.entries
+            if entry.site.role in (Role.INPUT, Role.OUTPUT)
+        }
+        groups = tied(self._plan)
+        scales: dict[str, Scale | None] = {}
+        for entry in self._plan.entries:
+            key = site_key(entry)
+            if self._is_activation(entry):
+                group, scale = groups.get(entry.site.value, entry.site.value), by_value.get(entry.site.value)
+                fits = scale is not None and _same_levels(scale, self.solution.scales[key])
+                agrees = scales.setdefault(group, scale) is scale or _equal(scales[group], scale)
+                scales[group] = scale if fits and agrees else None
+            elif before.get(key) == entry:
+                self.solution.scales[key] = known.solution.scales[key]
+                self.solution.codes[key] = known.solution.codes[key]
+        for entry in self._plan.entries:
+            scale = scales.get(groups.get(entry.site.value, entry.site.value))
+            if scale is not None and self._is_activation(entry):
+                self.solution.scales[site_key(entry)] = self._by_value[entry.site.value] = scale
+
     def weights(self) -> None:
         """Weights that several nodes read get one scale, which is wide enough for all of them."""
         groups: dict[tuple[str, str], list[Entry]] = {}
         for entry in self._plan.entries:
-            if entry.site.role is Role.WEIGHT:
+            if entry.site.role is Role.WEIGHT and site_key(entry) not in self.solution.codes:
                 decided = repr((entry.grid, entry.range, entry.rounding))
                 groups.setdefault((entry.site.value, decided), []).append(entry)
         found = in_order(self._weight, groups.values(), self._threads)
@@ -267,6 +314,18 @@ def _unsigned(scale: Scale) -> Scale:
         highest=scale.highest + shift,
         dtype="uint8",
     )
+
+
+def _same_levels(first: Scale, second: Scale) -> bool:
+    ends = (first.dtype, first.lowest, first.highest)
+    return ends == (second.dtype, second.lowest, second.highest)
+
+
+def _equal(first: Scale | None, second: Scale | None) -> bool:
+    if first is None or second is None:
+        return False
+    same = np.array_equal(first.scale, second.scale) and np.array_equal(first.zero_point, second.zero_point)
+    return same and _same_levels(first, second)
 
 
 def _union(intervals: list[Interval]) -> Interval:

@@ -15,6 +15,7 @@ from qcli.calibrate import collect
 from qcli.configure import convert
 from qcli.dataset import Sample
 from qcli.errors import QcliError
+from qcli.job import QuantizeJob
 from qcli.measured import requests_of, wishes_of
 from qcli.pipeline import prepare_job, settle_job, threads_of
 from qcli.plan import make_plan
@@ -69,7 +70,7 @@ class Ground:
     plan: Plan
     statistics: Statistics
 
-    def measure(self, plans: Iterable[Plan], job: AnalyzeJob, watch: Watch) -> None:
+    def measure(self, plans: Iterable[Plan], job: QuantizeJob, watch: Watch) -> None:
         """Adds what the plans ask for and was not measured yet, in one sweep over the samples."""
         model, samples = self.prepared.model, self.prepared.calibration
         known = set(self.statistics.header.requests)

@@ -1,0 +1,109 @@
+"""What a search is asked for, what it tried, and what it says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from qcli.errors import UsageError
+from qcli.job import QuantizeJob
+from qcli.report import Environment, FileFacts, Report
+from qcli.types import Noun, Rule
+
+Objective = Literal["latency", "size", "accuracy"]
+
+MARGIN_DB = 0.3
+"""By so much a candidate exceeds the ratio asked for, since other samples than those of the search will judge it."""
+
+
+class Limits(Noun, frozen=True, kw_only=True):
+    """What a result has to keep; None is no limit.
+
+    `max_drop` is the loss of top-1 accuracy, or without labels the share of samples with another first choice. `min_sqnr`
+    is in dB. `max_size` and `max_latency` are relative to the float model: 0.3 is 30 % of its bytes or of its time.
+    """
+
+    max_drop: float | None = None
+    min_sqnr: float | None = None
+    max_size: float | None = None
+    max_latency: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("max_drop", 0.0, 1.0), ("max_size", 0.0, 10.0), ("max_latency", 0.0, 10.0)):
+            value = getattr(self, name)
+            if value is not None and not (least < value <= most or (name == "max_drop" and value == 0)):
+                raise UsageError(f"{_option(name)} must be above {least:g} and at most {most:g}, is {value:g}")
+        if self.min_sqnr is not None and not 0 < self.min_sqnr <= 200:
+            raise UsageError(f"--min-sqnr must be above 0 and at most 200 dB, is {self.min_sqnr:g}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+class TuneJob(QuantizeJob, frozen=True, kw_only=True):
+    """What `qcli tune` can be told, beside what it has in common with `qcli quantize`.
+
+    `recipes` are tried beside `recipe`. `time_limit` is in seconds; the search ends with the round that exceeds it.
+    """
+
+    recipes: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    objective: Objective = "latency"
+    time_limit: float = 300.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.time_limit <= 1e6:
+            raise UsageError(f"--time-limit must be above 0 seconds, is {self.time_limit:g}")
+
+
+class Candidate(Noun, frozen=True, kw_only=True):
+    """One way to quantize the model: a recipe, and rules on top of it that take nodes out."""
+
+    recipe: str
+    why: str
+    rules: tuple[Rule, ...] = ()
+
+
+class Outcome(Noun, frozen=True, kw_only=True):
+    """A candidate that was made into a model and measured. `speedup` and `size` are relative to the float model.
+
+    `sqnr` and `drop` are those on the samples of the search. `steady` is False if the machine was busy meanwhile.
+    `seconds` is how long it took, `found` when it was there, both in seconds.
+    """
+
+    candidate: Candidate
+    sqnr: float
+    drop: float | None
+    size: float
+    ms: float
+    speedup: float
+    steady: bool
+    seconds: float
+    found: float = 0.0
+
+
+class TuneReport(Noun, frozen=True, kw_only=True):
+    """The best plan, all that was tried, and which of it no other surpasses.
+
+    `front_latency` and `front_size` are numbers of `tried`, from the most accurate on. `met` is False if nothing keeps
+    the limits; `reason` says then why, and what the result is instead.
+    """
+
+    schema: int = 1
+    command: str = "tune"
+    model: FileFacts
+    limits: Limits
+    objective: Objective
+    met: bool
+    reason: str = ""
+    best: int
+    tried: tuple[Outcome, ...]
+    front_latency: tuple[int, ...]
+    front_size: tuple[int, ...]
+    samples: int
+    result: Report | None = None
+    warnings: tuple[str, ...] = ()
+    environment: Environment
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
