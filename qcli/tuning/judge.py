@@ -75,7 +75,10 @@ class Judge:
 
 
 def drop_of(accuracy: Accuracy) -> float | None:
-    """What is lost of the top-1 accuracy, or without labels the share of other first choices; None for no classifier."""
+    """What is lost of the top-1 accuracy, or without labels the share of other first choices.
+
+    None for what is no classifier.
+    """
     if accuracy.top1 is not None:
         return accuracy.top1.drop
     return None if accuracy.agreement is None else 1 - accuracy.agreement

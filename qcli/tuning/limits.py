@@ -65,7 +65,10 @@ def _is_slow(outcome: Outcome) -> bool:
 
 
 def front(outcomes: Sequence[Outcome], cost: str) -> tuple[int, ...]:
-    """The numbers of the outcomes that no other surpasses in accuracy and `cost` (ms or size), the most accurate first."""
+    """The numbers of the outcomes that no other surpasses in accuracy and in `cost`, ms or size.
+
+    The most accurate comes first.
+    """
     order = sorted(range(len(outcomes)), key=lambda number: (-outcomes[number].sqnr, getattr(outcomes[number], cost)))
     found: list[int] = []
     least = float("inf")

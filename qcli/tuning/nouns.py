@@ -20,8 +20,8 @@ MARGIN_DB = 0.3
 class Limits(Noun, frozen=True, kw_only=True):
     """What a result has to keep; None is no limit.
 
-    `max_drop` is the loss of top-1 accuracy, or without labels the share of samples with another first choice. `min_sqnr`
-    is in dB. `max_size` and `max_latency` are relative to the float model: 0.3 is 30 % of its bytes or of its time.
+    `max_drop` is the loss of top-1 accuracy, or without labels the share of samples with another first choice.
+    `min_sqnr` is in dB. `max_size` and `max_latency` are relative to the float model: 0.3 is 30 % of its bytes or time.
     """
 
     max_drop: float | None = None
