@@ -10,9 +10,10 @@ with, last by a weight of a size that occurs once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import TypeVar
 
 from qcli.graph import Model, Node, is_constant
 from qcli.graph.optimized import OptimizedGraph, RuntimeNode
@@ -38,6 +39,8 @@ _REPACKED = ("MatMulNBits", "MatMulBnb4", "Attention", "QAttention", "MultiHeadA
 """Operators whose weights are laid out anew, so that their size says nothing."""
 
 _MOST_OWNERS = 4
+
+Known = TypeVar("Known")
 
 
 @dataclass
@@ -153,6 +156,10 @@ _STRATEGIES: tuple[Callable[[_Names, RuntimeNode], list[Node]], ...] = (
 
 
 def _longest(known: dict[str, list[Node]], name: str) -> list[Node]:
+    return longest_beginning(known, name) or []
+
+
+def longest_beginning(known: Mapping[str, Known], name: str) -> Known | None:
     """What the longest known beginning of `name` stands for, whole words only.
 
     Example: conv_1_quant begins with conv_1, conv_10 does not.
@@ -161,7 +168,7 @@ def _longest(known: dict[str, list[Node]], name: str) -> list[Node]:
         whole = end == len(name) or not (name[end].isalnum() and name[end - 1].isalnum())
         if whole and name[:end] in known:
             return known[name[:end]]
-    return []
+    return None
 
 
 def _fits(node: Node, item: RuntimeNode, optimized: OptimizedGraph) -> bool:
