@@ -60,3 +60,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"known: {', '.join(choices)}" if choices else ""
+
+
+class Interrupted(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived: unwinds everything, as no `except Exception` holds it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number

@@ -39,6 +39,7 @@ LAYERS = {
     "its samples": ("job_samples",),
     "jobs": ("pipeline", "side_by_side", "check"),
     "job by job": ("stages", "analysis.*"),
+    "searching": ("tuning", "tuning.*"),
     "command line": ("cli", "cli.*"),
     "entrances": ("__init__", "__main__"),
 }

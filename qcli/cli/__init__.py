@@ -12,13 +12,14 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from qcli.cli import analyze, bench, calibrate, check, doctor, inspect, merge, plan, quantize, recipe, validate
+from qcli.cli import analyze, bench, calibrate, check, doctor, inspect, merge, plan, quantize, recipe, tune, validate
 from qcli.cli._edge import guarded
 from qcli.cli._screen import on_screen
 from qcli.errors import UsageError, did_you_mean
 
 _COMMANDS = (
     quantize.quantize,
+    tune.tune,
     plan.plan,
     calibrate.calibrate,
     merge.merge,

@@ -16,20 +16,12 @@ from types import FrameType
 import typer
 
 from qcli.cli._screen import console_for, say
-from qcli.errors import QcliError, ResourceError, did_you_mean
+from qcli.errors import Interrupted, QcliError, ResourceError, did_you_mean
 from qcli.files import sweep
 
 _USAGE = 2
 _BUG = 70
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class Interrupted(BaseException):
-    """SIGINT, SIGTERM or SIGHUP arrived: unwinds everything, as no `except Exception` holds it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from qcli.finish import Settled
 from qcli.graph import Model
 from qcli.pipeline import finish_job, prepare_job, settle_job, threads_of
 from qcli.plan import make_plan
+from qcli.plugins import create
 from qcli.prepared import Prepared
 from qcli.recipe import Recipe, SourcedRule
 from qcli.refine import refine_plan
@@ -38,6 +39,10 @@ class Base:
     @property
     def plan(self) -> Plan:
         return self.ground.plan
+
+    def computes(self) -> bool:
+        """Whether anything is multiplied in integers."""
+        return any(create("encodings", entry.encoding).multiplies for entry in self.plan.entries)
 
 
 @dataclass(frozen=True)

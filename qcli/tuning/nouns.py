@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import msgspec
 
-from qcli.errors import UsageError
+from qcli.errors import UsageError, did_you_mean
 from qcli.job import QuantizeJob
 from qcli.report import Environment, FileFacts, Report
 from qcli.types import Noun, Rule
@@ -40,6 +40,13 @@ class Limits(Noun, frozen=True, kw_only=True):
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def objective_of(name: str) -> Objective:
+    """Raises UsageError for anything but latency, size and accuracy."""
+    if name not in get_args(Objective):
+        raise UsageError(f"'{name}' is no objective", did_you_mean(name, get_args(Objective)))
+    return cast(Objective, name)
 
 
 class TuneJob(QuantizeJob, frozen=True, kw_only=True):

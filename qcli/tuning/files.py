@@ -1,0 +1,96 @@
+"""A search as a file: JSON and CSV hold all that was tried, Markdown the fronts."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from qcli.errors import UsageError
+from qcli.files import replace_file
+from qcli.plan import plan_text
+from qcli.render import cell
+from qcli.report import encode_report
+from qcli.tuning.nouns import Outcome, TuneReport
+from qcli.types import Plan
+
+COLUMNS = ("plan", "SQNR", "drop", "speed", "ms", "size")
+"""What each outcome shows."""
+
+
+def write_tuning(report: TuneReport, path: Path) -> None:
+    """Writes the format that the suffix names: .json, .csv or .md.
+
+    Raises UsageError for another suffix and for a place that cannot be written.
+    """
+    replace_file(path, tune_writer(path)(report))
+
+
+def tune_writer(path: Path) -> Callable[[TuneReport], bytes]:
+    """The format for a path, to be asked before the work. Raises UsageError for an unknown suffix."""
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        known = " ".join(_WRITERS)
+        raise UsageError(f"report '{path}': unknown format '{path.suffix}'", f"the suffix is one of {known}")
+    return writer
+
+
+def plan_path(output: Path) -> Path:
+    """Where the plan of a model lies, beside it."""
+    return output.with_suffix(".plan.yaml")
+
+
+def write_plan(plan: Plan, output: Path) -> None:
+    """The plan beside the model that was made by it, to be edited and given to `qcli quantize --plan`."""
+    replace_file(plan_path(output), plan_text(plan).encode())
+
+
+def cells(outcome: Outcome) -> tuple[str, ...]:
+    """An outcome as it is shown, in the order of `COLUMNS`."""
+    drop = "" if outcome.drop is None else f"{outcome.drop:.4f}"
+    unsteady = "" if outcome.steady else " ?"
+    return (
+        title(outcome),
+        f"{outcome.sqnr:.1f} dB",
+        drop,
+        f"{outcome.speedup:.2f}x{unsteady}",
+        f"{outcome.ms:.2f}",
+        f"{outcome.size:.3f}",
+    )
+
+
+def title(outcome: Outcome) -> str:
+    return f"{outcome.candidate.recipe}, {outcome.candidate.why}"
+
+
+def shown(report: TuneReport) -> Iterator[tuple[str, Outcome]]:
+    """The outcomes worth showing, from the most accurate on, each with a mark: `*` is the best."""
+    numbers = dict.fromkeys((*report.front_latency, *report.front_size, report.best))
+    for number in sorted(numbers, key=lambda number: -report.tried[number].sqnr):
+        yield ("*" if number == report.best else ""), report.tried[number]
+
+
+def _to_csv(report: TuneReport) -> bytes:
+    """All that was tried, figures unrounded, in the order in which it was."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    keys = ("sqnr", "drop", "size", "ms", "speedup", "steady", "seconds", "found")
+    writer.writerow(("recipe", "why", *keys, "best", "front_latency", "front_size"))
+    for number, outcome in enumerate(report.tried):
+        figures = [getattr(outcome, key) for key in keys]
+        marks = (number == report.best, number in report.front_latency, number in report.front_size)
+        writer.writerow((outcome.candidate.recipe, outcome.candidate.why, *figures, *marks))
+    return stream.getvalue().encode()
+
+
+def _to_markdown(report: TuneReport) -> bytes:
+    lines = [f"# {cell(report.model.path)}", ""]
+    lines += [f"{report.reason}.", ""] if report.reason else []
+    lines += [f"| | {' | '.join(COLUMNS)} |", "|--" * (len(COLUMNS) + 1) + "|"]
+    lines += [f"| {mark} | {' | '.join(cell(text) for text in cells(outcome))} |" for mark, outcome in shown(report)]
+    lines += ["", f"{len(report.tried)} plans tried on {report.samples} samples.", ""]
+    return "\n".join(lines).encode()
+
+
+_WRITERS: dict[str, Callable[[TuneReport], bytes]] = {".json": encode_report, ".csv": _to_csv, ".md": _to_markdown}
