@@ -67,7 +67,7 @@ def tune(
     from qcli.tuning.nouns import Limits, TuneJob, objective_of
     from qcli.tuning.work import tune as work
 
-    first, *more = recipes or ["int8", "int8-weights"]
+    first, *more = recipes or ("int8", "int8-weights", "int8-transformer")
     job = TuneJob(
         model=model,
         recipe=first,

@@ -53,9 +53,9 @@ class Built:
     plan: Plan
 
 
-def settle(job: TuneJob, recipe: str, watch: Watch) -> Base:
-    """Everything that `quantize` does up to writing the model."""
-    one = msgspec.structs.replace(job, recipe=recipe)
+def settle(job: TuneJob, recipe: str, watch: Watch, shard: tuple[int, int] | None = None) -> Base:
+    """Everything that `quantize` does up to writing the model, on the samples of a shard or on all."""
+    one = msgspec.structs.replace(job, recipe=recipe, shard=shard)
     prepared = prepare_job(one, watch)
     plan, statistics = settle_job(one, prepared, watch)
     solution = finish_job(one, prepared, Settled(prepared.model, plan, statistics), watch)

@@ -13,9 +13,11 @@ from qcli.errors import NothingToDoError, UsageError
 from qcli.graph import Model
 from qcli.latency import Effort, Latency, measure
 from qcli.parallel import MOST_AT_ONCE, in_order
+from qcli.recipe import Recipe
 from qcli.report import Accuracy
 from qcli.runtime import Session
-from qcli.sources import SampleStream
+from qcli.sources import SampleStream, open_source
+from qcli.tuning.nouns import TuneJob
 
 _KEPT_BYTES = 256 << 20
 """Outputs of the float model that are kept; beyond it the float model runs again for each candidate."""
@@ -23,6 +25,26 @@ _KEPT_BYTES = 256 << 20
 _FEEDS = 4
 
 _EFFORT = Effort(least=0.8, most=5.0)
+
+
+LEARN, JUDGE = (1, 2), (2, 2)
+"""The shards of the calibration samples: what learned from a sample flatters itself on it."""
+
+_FEWEST = 8
+
+
+def shards(job: TuneJob, recipe: Recipe, source: Model) -> tuple[SampleStream, tuple[int, int] | None]:
+    """The samples to judge by, and the shard to learn from, which holds the others; None for all, where all are few."""
+    named = recipe.samples.calibration
+
+    def opened(shard: tuple[int, int] | None) -> SampleStream | None:
+        return open_source(named, job.calibration, source.inputs(), limit=job.samples, shard=shard, labels=job.labels)
+
+    everything = opened(None)
+    if everything is None:
+        raise NothingToDoError("a search compares models on samples, and there are none", "name a folder with -d")
+    held_out = opened(JUDGE) if len(everything) >= _FEWEST else None
+    return (everything, None) if held_out is None else (held_out, LEARN)
 
 
 class Judge:

@@ -15,12 +15,13 @@ from qcli.graph import load_model, save_model
 from qcli.job import named_inputs
 from qcli.job_files import check_outputs, output_path
 from qcli.pipeline import threads_of
+from qcli.recipe import Recipe, load_recipe
 from qcli.report import Report, environment, file_facts
 from qcli.side_by_side import CompareJob, compare_models
 from qcli.tuning.base import Base, Built, build, settle
 from qcli.tuning.costs import costs_of
 from qcli.tuning.files import tune_writer, write_plan, write_tuning
-from qcli.tuning.judge import Judge, check_resolution, drop_of
+from qcli.tuning.judge import Judge, check_resolution, drop_of, shards
 from qcli.tuning.limits import best_of, front, is_accurate, missed
 from qcli.tuning.nouns import Candidate, Outcome, TuneJob, TuneReport
 from qcli.tuning.search import PartSearch
@@ -66,6 +67,7 @@ class _Search:
         self._source = load_model(job.model)
         self._bases: dict[str, Base] = {}
         self._judge: Judge | None = None
+        self._shard: tuple[int, int] | None = None
         self._written: int | None = None
         self.outcomes: list[Outcome] = []
         self._keys: dict[str, int] = {}
@@ -90,6 +92,7 @@ class _Search:
         """What was found, with the last word of the evaluation samples where there are any."""
         job, best = self._job, self._best()
         outcome, met = self.outcomes[best], self._met()
+        self._learn_from_all(outcome.candidate)
         result = self._judged() if outcome.candidate.recipe != FLOAT else None
         return TuneReport(
             model=file_facts(job.model, self._source),
@@ -110,16 +113,16 @@ class _Search:
 
     def _settle(self, recipe: str) -> None:
         self._watch.phase(f"settle {recipe}")
-        base = self._bases[recipe] = settle(self._job, recipe, self._watch)
         if self._judge is None:
-            self._judge = self._first_judge(base)
+            self._judge = self._first_judge(load_recipe(recipe, self._job.settings))
+        self._bases[recipe] = settle(self._job, recipe, self._watch, self._shard)
 
-    def _first_judge(self, base: Base) -> Judge:
+    def _first_judge(self, recipe: Recipe) -> Judge:
         """The judge, who sees the float model first: it is a result too, if nothing else is."""
-        stream = base.prepared.calibration
-        if stream is None:
-            raise NothingToDoError("a search compares models on samples, and there are none", "name a folder with -d")
-        judge = Judge(self._source, stream, threads=self._job.threads or 1, cores=threads_of(self._job))
+        samples, self._shard = shards(self._job, recipe, self._source)
+        if self._shard is None:
+            self._watch.warn("plans are judged on the samples that they learn from, since these are few: they flatter")
+        judge = Judge(self._source, samples, threads=self._job.threads or 1, cores=threads_of(self._job))
         accuracy = judge.accuracy(self._source)
         doubt = check_resolution(self._job.limits.max_drop, accuracy, judge.samples)
         if doubt is not None:
@@ -195,8 +198,7 @@ class _Search:
             return
         made = built or build(self._bases[candidate.recipe], candidate, self._job, self._watch)
         if made is not None:
-            save_model(made.model, output_path(self._job))
-            write_plan(made.plan, output_path(self._job))
+            self._save(made)
 
     def _promising(self) -> Iterator[Base]:
         """Accurate recipes first, the fastest of them first; then the others, the most accurate first."""
@@ -250,6 +252,20 @@ class _Search:
         what = "the float model" if outcome.candidate.recipe == FLOAT else "the smallest accurate model"
         why = "; ".join(missed(outcome, self._job.limits))
         return f"nothing that was tried keeps the limits: the result is {what}, {why}"
+
+    def _learn_from_all(self, candidate: Candidate) -> None:
+        """The best plan once more, with the samples that were held out from it so far."""
+        if candidate.recipe == FLOAT or self._shard is None:
+            return
+        self._watch.phase("learn from all samples")
+        base = settle(self._job, candidate.recipe, self._watch)
+        made = build(base, candidate, self._job, self._watch)
+        if made is not None:
+            self._save(made)
+
+    def _save(self, made: Built) -> None:
+        save_model(made.model, output_path(self._job))
+        write_plan(made.plan, output_path(self._job))
 
     def _judged(self) -> Report:
         """The result beside the float model, on the evaluation samples or, without any, on those of the search."""

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcli.tuning.front import Costs, divided, foretold
+from qcli.tuning.front import Costs, divided, foretold, steps_between
 
 TIME = st.floats(0.01, 10).map(lambda value: round(value, 2))
 NOISE = st.floats(0.0, 1.0).map(lambda value: round(value, 3))
@@ -55,3 +55,13 @@ def test_an_island_costs_its_borders() -> None:
 
 def test_nothing_to_divide() -> None:
     assert foretold(Costs((), (), {})) == ()
+
+
+@given(networks())
+def test_from_one_plan_to_the_next_part_by_part(costs: Costs) -> None:
+    found = foretold(costs)
+    for fast, exact in pairwise(found):
+        steps = [fast, *steps_between(costs, fast, exact)]
+        assert steps[-1].out == exact.out
+        changes = [sum(one != other for one, other in zip(a.out, b.out, strict=True)) for a, b in pairwise(steps)]
+        assert changes == [1] * len(changes)
