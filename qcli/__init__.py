@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from qcli.stages import make_statistics_file as make_statistics_file
     from qcli.stages import merge_statistics as merge_statistics
     from qcli.statistics import load_statistics as load_statistics
+    from qcli.tuning.nouns import Limits as Limits
+    from qcli.tuning.nouns import TuneJob as TuneJob
+    from qcli.tuning.nouns import TuneReport as TuneReport
+    from qcli.tuning.work import tune as tune
     from qcli.watch import Watch as Watch
 
     __version__: str
@@ -71,6 +75,8 @@ _HOMES = {
     "report": ("Report",),
     "stages": ("make_plan_file", "make_statistics_file", "merge_statistics"),
     "statistics": ("load_statistics",),
+    "tuning.nouns": ("Limits", "TuneJob", "TuneReport"),
+    "tuning.work": ("tune",),
     "watch": ("Watch",),
 }
 """The public names by the module that they live in. None is called like a module, which would hide it."""

@@ -15,7 +15,8 @@ def missed(outcome: Outcome, limits: Limits) -> Iterator[str]:
     if limits.min_sqnr is not None and outcome.sqnr < limits.min_sqnr + MARGIN_DB:
         yield f"{outcome.sqnr:.1f} dB, {limits.min_sqnr:g} and {MARGIN_DB} to spare were asked for"
     if limits.max_drop is not None and (outcome.drop is None or outcome.drop > limits.max_drop):
-        yield f"a drop of {outcome.drop:.4f}, {limits.max_drop:g} at most was asked for"
+        drop = "an unknown drop" if outcome.drop is None else f"a drop of {outcome.drop:.4f}"
+        yield f"{drop}, {limits.max_drop:g} at most was asked for"
     if limits.max_size is not None and outcome.size > limits.max_size:
         yield f"{outcome.size:.2f} of the size, {limits.max_size:g} at most was asked for"
     if limits.max_latency is not None and 1 / outcome.speedup > limits.max_latency:

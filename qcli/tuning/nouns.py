@@ -13,7 +13,7 @@ from qcli.types import Noun, Rule
 
 Objective = Literal["latency", "size", "accuracy"]
 
-MARGIN_DB = 0.3
+MARGIN_DB = 0.5
 """By so much a candidate exceeds the ratio asked for, since other samples than those of the search will judge it."""
 
 

@@ -192,9 +192,7 @@ class _Search:
         """The model and its plan, in place of those of the best before."""
         candidate = self.outcomes[number].candidate
         self._written = number
-        if candidate.recipe == FLOAT:
-            if number:
-                save_model(self._source, output_path(self._job))
+        if candidate.recipe == FLOAT:  # which is there already, as the input
             return
         made = built or build(self._bases[candidate.recipe], candidate, self._job, self._watch)
         if made is not None:
@@ -255,6 +253,8 @@ class _Search:
 
     def _learn_from_all(self, candidate: Candidate) -> None:
         """The best plan once more, with the samples that were held out from it so far."""
+        if candidate.recipe == FLOAT:
+            save_model(self._source, output_path(self._job))
         if candidate.recipe == FLOAT or self._shard is None:
             return
         self._watch.phase("learn from all samples")
