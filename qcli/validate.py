@@ -21,7 +21,7 @@ from qcli.errors import InputError, NothingToDoError, ResourceError, RuntimeFail
 from qcli.files import scratch_folder
 from qcli.graph import Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
-from qcli.latency import NORMAL_EFFORT, Effort, Latency, measure
+from qcli.latency import BUSY, NORMAL_EFFORT, Effort, Latency, measure
 from qcli.memory import Budget
 from qcli.parallel import in_order
 from qcli.report import (
@@ -325,4 +325,4 @@ def _dearer(job: ValidateJob, float_model: Model, feeds: Mapping[str, Array]) ->
 
 def _latency_warnings(latency: Latency | None) -> Iterator[str]:
     if latency is not None and not latency.steady:
-        yield "the latencies vary by more than their medians: use a quiet machine or fewer threads"
+        yield BUSY

@@ -37,7 +37,7 @@ LAYERS = {
     "finishing": ("finish",),
     "a job so far": ("prepared",),
     "its samples": ("job_samples",),
-    "jobs": ("pipeline", "side_by_side", "check"),
+    "jobs": ("pipeline", "side_by_side", "check", "benching.*"),
     "job by job": ("stages", "analysis.*"),
     "command line": ("cli", "cli.*"),
     "entrances": ("__init__", "__main__"),
