@@ -6,21 +6,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qcli.graph import Model, Node, node_key, normalize_graph, original_name
+from qcli.origins import main_of
 from qcli.profile import NodeTime, profiles
-from qcli.tracing import FAMILY_OF
 from qcli.types import Array, Noun
 
 _SHOWN = 3
 """How many of the nodes that got slower a warning names."""
+
+_LEAST_LOSS = 0.01
+"""A node that loses less than this share of the first model's time is not to blame: clocks are not finer."""
 
 
 class NodeCost(Noun, frozen=True, kw_only=True):
     """One node of the source graph, with what onnxruntime fuses with it in one model or another.
 
     `node` is its name in the user's file (the output's where it has none), `output` its key, `sources` are the keys of
-    all nodes that are counted here. `ms` holds a time for each model, with the conversions beside the node, whose
-    part is `conversions_ms`: one between two nodes counts half to each. `ratios` are first / each: above 1 is faster
-    than the first, None where a model spends no time here. What could not be traced is a node "" of operator "".
+    all nodes that are counted here. `ms` holds a time for each model, with the conversions (whatever was put in)
+    beside the node, whose part is `conversions_ms`: one between two nodes counts half to each. `ratios` are first /
+    each: above 1 is faster than the first, None where a model spends no time here. What could not be traced is a node
+    "" of operator "".
     """
 
     node: str
@@ -58,9 +62,10 @@ def side_by_side(measured: Sequence[Sequence[NodeTime]], source: Model) -> tuple
     return tuple(sorted(kept, key=lambda cost: -max(cost.ms)))
 
 
-def dearer(costs: Iterable[NodeCost]) -> tuple[NodeCost, ...]:
+def dearer(costs: Sequence[NodeCost]) -> tuple[NodeCost, ...]:
     """The nodes that lose the most time from the first model to the second, at most three."""
-    slower = [cost for cost in costs if cost.node and cost.ms[1] > cost.ms[0]]
+    least = _LEAST_LOSS * sum(cost.ms[0] for cost in costs)
+    slower = [cost for cost in costs if cost.node and cost.ms[1] - cost.ms[0] > least]
     return tuple(sorted(slower, key=lambda cost: cost.ms[0] - cost.ms[1])[:_SHOWN])
 
 
@@ -70,7 +75,7 @@ def in_words(costs: Iterable[NodeCost]) -> str:
 
 
 def _cost(nodes: list[Node], every: list[float], conversions: list[float]) -> NodeCost:
-    main = next((node for node in nodes if node.op_type in FAMILY_OF), nodes[-1] if nodes else None)
+    main = main_of(nodes)
     key = node_key(main) if main is not None else ""
     return NodeCost(
         node=(original_name(main) or key) if main is not None else "",

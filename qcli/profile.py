@@ -38,8 +38,9 @@ _KERNEL = "_kernel_time"
 class NodeTime(Noun, frozen=True, kw_only=True):
     """One node of the optimized graph and the median of what its kernel takes, in ms; 0 if it did not run.
 
-    `sources` are the keys (`node_key`) of the source graph's nodes that it comes from; conversions that belong to none
-    have the source nodes on both sides of them in `beside`. `main` is the source that does most of the work.
+    `sources` are the keys (`node_key`) of the source graph's nodes that it comes from. What onnxruntime or the
+    quantization put in, conversions above all, belongs to none: it has the source nodes on both sides of it in
+    `beside`. `main` is the source that does most of the work.
     """
 
     name: str
@@ -55,7 +56,7 @@ def profile(
 ) -> tuple[NodeTime, ...]:
     """The nodes of `model` as onnxruntime optimizes it, traced to `source`, in the order in which they are stored.
 
-    `rounds` runs on `feeds`, fewer of a slow model. The time of If and Loop is without that of their bodies' nodes.
+    `rounds` runs on `feeds`, fewer of a slow model. The time of If and Loop is without that of their bodies.
     Raises RuntimeFailure if the model does not run, or if onnxruntime wrote no profile of it.
     """
     return profiles([model], source, feeds, threads=threads, rounds=rounds)[0]
@@ -144,20 +145,25 @@ def _event(entry: dict[str, Any]) -> _Event | None:
 
 
 def _own_times(events: list[_Event]) -> Iterator[tuple[Kernel, int, int]]:
-    """Kernel, start and time without that of the kernels inside, which If and Loop contain."""
+    """Kernel, start and time; for If and Loop the time before and after their bodies.
+
+    What lies between the kernels of a body is left out: for the most part it is the work of writing the profile.
+    """
     kernels = [event for event in events if event.kernel is not None]
     kernels.sort(key=lambda event: (event.thread, event.start, -event.length))
-    own = [event.length for event in kernels]
+    inside: dict[int, tuple[int, int]] = {}
     around: list[int] = []
     for index, event in enumerate(kernels):
         while around and not _holds(kernels[around[-1]], event):
             around.pop()
         if around:
-            own[around[-1]] -= event.length
+            begin, _ = inside.get(around[-1], (event.start, 0))
+            inside[around[-1]] = begin, event.start + event.length
         around.append(index)
-    for event, length in zip(kernels, own, strict=True):
+    for index, event in enumerate(kernels):
+        begin, end = inside.get(index, (0, 0))
         if event.kernel is not None:
-            yield event.kernel, event.start, max(length, 0)
+            yield event.kernel, event.start, event.length - (end - begin)
 
 
 def _holds(outer: _Event, inner: _Event) -> bool:

@@ -70,6 +70,7 @@ def test_the_three_that_lose_most() -> None:
     costs = [cost("a", 9, 1), cost("b", 1, 2), cost("c", 1, 5), cost("d", 1, 1.5), cost("", 0, 9), cost("e", 5, 6.5)]
     assert [each.node for each in dearer(costs)] == ["c", "e", "b"]
     assert dearer([cost("a", 2, 1)]) == ()
+    assert dearer([cost("a", 1, 1.005), cost("b", 99, 98)]) == (), "less than a clock can tell"
     assert in_words([cost("/a", 0.01, 0.0432), cost("/b", 1, 2)]) == (
         "/a (Add, 0.010 → 0.043 ms), /b (Add, 1.000 → 2.000 ms)"
     )
