@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from qcli.analysis.nouns import Analysis as Analysis
     from qcli.analysis.nouns import AnalyzeJob as AnalyzeJob
     from qcli.analysis.work import analyze as analyze
+    from qcli.benching.nouns import BenchJob as BenchJob
+    from qcli.benching.work import bench as bench
+    from qcli.benching.work import bench_job as bench_job
     from qcli.check import check_job as check_job
     from qcli.doctor import examine as examine
     from qcli.errors import InputError as InputError
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from qcli.graph import save_model as save_model
     from qcli.inspect import inspect_model as inspect_model
     from qcli.job import QuantizeJob as QuantizeJob
-    from qcli.latency import bench as bench
     from qcli.pipeline import calibrate_job as calibrate_job
     from qcli.pipeline import quantize as quantize
     from qcli.plan import make_plan as make_plan
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "analysis.nouns": ("Analysis", "AnalyzeJob"),
     "analysis.work": ("analyze",),
+    "benching.nouns": ("BenchJob",),
+    "benching.work": ("bench", "bench_job"),
     "check": ("check_job",),
     "side_by_side": ("CompareJob", "compare_models"),
     "doctor": ("examine",),
@@ -68,7 +72,6 @@ _HOMES = {
     "graph": ("load_model", "save_model"),
     "inspect": ("inspect_model",),
     "job": ("QuantizeJob",),
-    "latency": ("bench",),
     "pipeline": ("calibrate_job", "quantize"),
     "plan": ("make_plan",),
     "recipe": ("load_recipe",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qcli.node_costs import in_words
 from qcli.plugins import create
 from qcli.types import Plan
 from qcli.validate import Validation
@@ -17,8 +18,7 @@ _POOR_DB = 10.0
 def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
     """Warnings: a result that is slower, larger or far from the float model, or float for the most part."""
     yield from validation.warnings
-    if validation.latency is not None and validation.latency.speedup < 1:
-        yield f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)"
+    yield from slower(validation)
     if validation.size.ratio > 1:
         yield f"the quantized model is larger than the float one ({validation.size.ratio:.2f}x): it has few weights"
     sqnr = validation.accuracy.sqnr
@@ -28,3 +28,12 @@ def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
     multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
     if multiplied and share < _MOSTLY_FLOAT:
         yield f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float"
+
+
+def slower(validation: Validation) -> Iterator[str]:
+    """A warning that the quantized model is slower, with the nodes to blame and the command that mends it."""
+    if validation.latency is None or validation.latency.speedup >= 1:
+        return
+    text = f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)"
+    blame = f", above all at {in_words(validation.dearer)}" if validation.dearer else ""
+    yield f"{text}{blame}: 'qcli tune MODEL -r RECIPE -d CALIB' finds what to keep in float"

@@ -7,11 +7,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from qcli.errors import QcliError, ResourceError, UsageError
+
+Writer = TypeVar("Writer")
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -73,6 +76,16 @@ def sweep() -> None:
 
 _unfinished: set[Path] = set()
 """Temporary files and folders that exist, or are about to."""
+
+
+def writer_for(path: Path, writers: Mapping[str, Writer]) -> Writer:
+    """What writes the format that the suffix of a report's path names. Raises UsageError for an unknown one."""
+    writer = writers.get(path.suffix.lower())
+    if writer is None:
+        raise UsageError(
+            f"report '{path}': unknown format '{path.suffix}'", f"the suffix is one of {' '.join(writers)}"
+        )
+    return writer
 
 
 def write_error(path: Path, error: OSError) -> QcliError:

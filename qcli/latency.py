@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
 
 from qcli.contracts import InputSpec
-from qcli.errors import InputError, UnsupportedError, UsageError
-from qcli.graph import check_sizes, load_model
-from qcli.report import model_bytes
-from qcli.runtime import Session
+from qcli.errors import UnsupportedError
 from qcli.types import Array, Noun
 
 _WARM_UP_RUNS = 3
 _WARM_UP_SECONDS = 0.5
 _ENOUGH_ROUNDS = 15
 _FEWEST_ROUNDS = 2
+
+_OUTLIER = 3
+"""A run that takes this many times the median was disturbed."""
+
+_MANY_OUTLIERS = 0.05
+
+
+BUSY = "the latencies vary by more than their medians: use a quiet machine or fewer threads"
 
 
 class Runnable(Protocol):
@@ -29,20 +33,36 @@ class Runnable(Protocol):
 
 
 class Effort(Noun, frozen=True, kw_only=True):
-    """How long to measure, in seconds: until `least` and 15 rounds are reached, but not beyond `most`."""
+    """How long to measure, in seconds: until `least` and 15 rounds are reached, but not beyond `most`.
+
+    Before that each model runs `warm_up` times; None means three times, but fewer if it is slow.
+    """
 
     least: float = 0.6
     most: float = 4.0
+    warm_up: int | None = None
 
 
 NORMAL_EFFORT = Effort()
 
 
+def effort_of(least: float | None = None, warm_up: int | None = None) -> Effort:
+    """The usual effort, but at least `least` seconds; the other limit moves as far as it must."""
+    seconds = NORMAL_EFFORT.least if least is None else least
+    return Effort(least=seconds, most=max(seconds, NORMAL_EFFORT.most), warm_up=warm_up)
+
+
 class Timing(Noun, frozen=True, kw_only=True):
-    """The median time of one run and the distance between the quartiles, both in milliseconds."""
+    """The median time of one run and the distance between the quartiles, both in milliseconds.
+
+    `outliers` is the share of runs that took more than three times the median.
+    """
 
     median_ms: float
     spread_ms: float
+    fastest_ms: float = 0.0
+    slowest_ms: float = 0.0
+    outliers: float = 0.0
 
 
 class Latency(Noun, frozen=True, kw_only=True):
@@ -58,26 +78,13 @@ class Latency(Noun, frozen=True, kw_only=True):
         """False if half of some model's runs lie further apart than its median: the machine was busy."""
         return all(timing.spread_ms <= timing.median_ms for timing in self.timings)
 
-
-class BenchRow(Noun, frozen=True, kw_only=True):
-    """One model of a comparison; `speedup` is relative to the first model."""
-
-    path: str
-    bytes: int
-    ms: float
-    spread_ms: float
-    speedup: float
-
-
-class BenchReport(Noun, frozen=True, kw_only=True):
-    """Models side by side, in the order given."""
-
-    schema: int = 1
-    command: str = "bench"
-    models: tuple[BenchRow, ...]
-    rounds: int
-    threads: int
-    invented_samples: bool
+    def doubts(self) -> Iterator[str]:
+        """Warnings that the machine had other things to do."""
+        if not self.steady:
+            yield BUSY
+        worst = max((timing.outliers for timing in self.timings), default=0.0)
+        if worst > _MANY_OUTLIERS:
+            yield f"{worst:.0%} of a model's runs took more than {_OUTLIER} times their median: use a quiet machine"
 
 
 def measure(
@@ -92,7 +99,7 @@ def measure(
     runs at least twice.
     """
     for model in models:
-        _warm_up(model, feeds[0])
+        _warm_up(model, feeds[0], effort.warm_up)
     times: list[list[float]] = [[] for _ in models]
     begin = perf_counter()
     rounds = 0
@@ -109,48 +116,6 @@ def measure(
     return Latency(timings=timings, ratios=ratios, rounds=rounds, threads=threads)
 
 
-def bench(
-    models: Sequence[Path],
-    feeds: Sequence[Mapping[str, Array]] = (),
-    threads: int = 1,
-    effort: Effort = NORMAL_EFFORT,
-) -> BenchReport:
-    """The latency of model files side by side, on `feeds` or, without any, on made-up samples of one row.
-
-    Raises UsageError for no models, InputError for one that cannot be read, RuntimeFailure for one that
-    cannot run.
-    """
-    if not models:
-        raise UsageError("there is no model to measure", "name one or more .onnx files")
-    loaded = [load_model(path) for path in models]
-    for model in loaded:
-        check_sizes(model)
-    inputs = [model.inputs() for model in loaded]
-    _check_same_inputs(models, inputs)
-    given = list(feeds) or [made_up_feeds(inputs[0])]
-    latency = measure([Session(path, threads=threads, spin=False) for path in models], given, threads, effort)
-    rows = tuple(
-        BenchRow(
-            path=str(path),
-            bytes=model_bytes(path),
-            ms=timing.median_ms,
-            spread_ms=timing.spread_ms,
-            speedup=ratio,
-        )
-        for path, timing, ratio in zip(models, latency.timings, latency.ratios, strict=True)
-    )
-    return BenchReport(models=rows, rounds=latency.rounds, threads=threads, invented_samples=not feeds)
-
-
-def _check_same_inputs(models: Sequence[Path], inputs: Sequence[tuple[InputSpec, ...]]) -> None:
-    wanted = {spec.name for spec in inputs[0]}
-    for path, specs in zip(models, inputs, strict=True):
-        names = {spec.name for spec in specs}
-        if names != wanted:
-            problem = f"'{path}' takes {', '.join(sorted(names))}, '{models[0]}' takes {', '.join(sorted(wanted))}"
-            raise InputError(problem, "only models with the same inputs can be timed side by side")
-
-
 def made_up_feeds(inputs: Sequence[InputSpec]) -> dict[str, Array]:
     """A sample to time a model with: seeded noise, zeros for integers, 1 for each free dimension."""
     generator = np.random.default_rng(0)
@@ -165,11 +130,11 @@ def made_up_feeds(inputs: Sequence[InputSpec]) -> dict[str, Array]:
     return feeds
 
 
-def _warm_up(model: Runnable, feeds: Mapping[str, Array]) -> None:
+def _warm_up(model: Runnable, feeds: Mapping[str, Array], runs: int | None) -> None:
     begin = perf_counter()
-    for _ in range(_WARM_UP_RUNS):
+    for _ in range(_WARM_UP_RUNS if runs is None else runs):
         model.run(feeds)
-        if perf_counter() - begin > _WARM_UP_SECONDS:
+        if runs is None and perf_counter() - begin > _WARM_UP_SECONDS:
             return
 
 
@@ -180,5 +145,12 @@ def _enough(rounds: int, seconds: float, effort: Effort) -> bool:
 
 
 def _timing(seconds: Sequence[float]) -> Timing:
-    lower, median, upper = np.percentile(np.array(seconds) * 1000, [25, 50, 75])
-    return Timing(median_ms=float(median), spread_ms=float(upper - lower))
+    times = np.array(seconds) * 1000
+    lower, median, upper = np.percentile(times, [25, 50, 75])
+    return Timing(
+        median_ms=float(median),
+        spread_ms=float(upper - lower),
+        fastest_ms=float(times.min()),
+        slowest_ms=float(times.max()),
+        outliers=float((times > _OUTLIER * median).mean()),
+    )

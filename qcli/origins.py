@@ -3,12 +3,14 @@
 `tracing` leads the compute nodes back. Every other node is known by the value that it makes, by its own name, or by
 the longest known name that one of these begins with. What onnxruntime fused away counts to the node that swallowed
 it: what lies between the inputs of a fused node and its output, else the node before it, else the one behind it.
-Conversions between grids and layouts belong to no source node; they are beside those that they were made for.
+What was put in, above all conversions between grids and layouts, belongs to no source node; it lies beside those that
+it was made for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from qcli.graph import Model, Node, node_key, normalize_graph
 from qcli.graph.optimized import OptimizedGraph, RuntimeNode
@@ -30,7 +32,7 @@ _SUMS = ("Add", "Sum")
 class Origin(Noun, frozen=True, kw_only=True):
     """Keys of the source nodes that a node comes from, in the order of the graph, and of those that it lies between.
 
-    Only a conversion has neighbours in `beside`; it has no `sources`. `main` is the source node that does most of the
+    `beside` is for nodes that were put in: these have no `sources`. `main` is the source node that does most of the
     work, "" without any.
     """
 
@@ -51,14 +53,20 @@ def origins(optimized: OptimizedGraph, source: Model) -> tuple[Origin, ...]:
     found = [_origin(nodes) for nodes in owned]
     neighbours = _Neighbours(optimized, found)
     return tuple(
-        Origin(beside=neighbours.of(index)) if not found[index].sources and item.op in CONVERSIONS else found[index]
-        for index, item in enumerate(optimized.nodes)
+        origin if origin.sources else Origin(beside=neighbours.of(index)) for index, origin in enumerate(found)
     )
 
 
 def _origin(nodes: list[Node]) -> Origin:
-    main = next((node for node in nodes if node.op_type in FAMILY_OF), nodes[-1] if nodes else None)
+    main = main_of(nodes)
     return Origin(sources=tuple(map(node_key, nodes)), main=node_key(main) if main is not None else "")
+
+
+def main_of(nodes: Sequence[Node]) -> Node | None:
+    """The node that does most of the work: the first that computes, else the last that does more than pass on."""
+    computing = (node for node in nodes if node.op_type in FAMILY_OF)
+    busy = (node for node in reversed(nodes) if node.op_type != "Identity")
+    return next(chain(computing, busy, nodes), None)
 
 
 class _Claims:
@@ -75,8 +83,9 @@ class _Claims:
             known.pop("", None)
         ends = list(self._certain(optimized, model))
         for last, index in ends:
-            for node in self._between(last):
-                self._claim(node, index)
+            if last.op_type in FAMILY_OF or not _is_form_of(optimized.nodes[index].op, last.op_type):
+                for node in self._between(last):
+                    self._claim(node, index)
         self._leftovers(list(model.nodes()))
 
     def _certain(self, optimized: OptimizedGraph, model: Model) -> Iterator[tuple[Node, int]]:
@@ -136,6 +145,11 @@ class _Claims:
             self.of[node] = list(claimants)
 
 
+def _is_form_of(running: str, op: str) -> bool:
+    """True for the same operator in another layout or on another grid: it swallowed no other."""
+    return running.removeprefix("QLinear").removeprefix("Nhwc") == op
+
+
 def _before(node: Node) -> Iterator[Node]:
     for value in node.inputs:
         producer = value.producer() if value is not None else None
@@ -144,7 +158,7 @@ def _before(node: Node) -> Iterator[Node]:
 
 
 class _Neighbours:
-    """The source nodes next to a conversion, on both sides, other conversions skipped."""
+    """The source nodes next to one that was put in, on both sides, others that were put in skipped."""
 
     def __init__(self, optimized: OptimizedGraph, found: list[Origin]) -> None:
         self._nodes, self._found = optimized.nodes, found
@@ -169,5 +183,5 @@ class _Neighbours:
                 seen.add(other)
                 if self._found[other].main:
                     yield self._found[other].main
-                elif self._nodes[other].op in CONVERSIONS:
+                else:
                     waiting.append(other)

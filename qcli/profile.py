@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,9 @@ from qcli.runtime import Session
 from qcli.types import Array, Noun
 
 _WARM_UP_ROUNDS = 2
-_MOST_SECONDS = 5.0
+_MOST_SECONDS = 3.0
+"""For each model."""
+
 _FEWEST_ROUNDS = 2
 _MOST_EVENTS = 1_000_000
 """As many as onnxruntime keeps itself."""
@@ -36,8 +38,9 @@ _KERNEL = "_kernel_time"
 class NodeTime(Noun, frozen=True, kw_only=True):
     """One node of the optimized graph and the median of what its kernel takes, in ms; 0 if it did not run.
 
-    `sources` are the keys (`node_key`) of the source graph's nodes that it comes from; conversions that belong to none
-    have the source nodes on both sides of them in `beside`. `main` is the source that does most of the work.
+    `sources` are the keys (`node_key`) of the source graph's nodes that it comes from. What onnxruntime or the
+    quantization put in, conversions above all, belongs to none: it has the source nodes on both sides of it in
+    `beside`. `main` is the source that does most of the work.
     """
 
     name: str
@@ -49,24 +52,43 @@ class NodeTime(Noun, frozen=True, kw_only=True):
 
 
 def profile(
-    model: Path, source: Model, feeds: Mapping[str, Array], *, threads: int = 1, rounds: int = 15
+    model: Path | bytes, source: Model, feeds: Mapping[str, Array], *, threads: int = 1, rounds: int = 15
 ) -> tuple[NodeTime, ...]:
     """The nodes of `model` as onnxruntime optimizes it, traced to `source`, in the order in which they are stored.
 
-    `rounds` runs on `feeds`, fewer of a slow model. The time of If and Loop is without that of their bodies' nodes.
+    `rounds` runs on `feeds`, fewer of a slow model. The time of If and Loop is without that of their bodies.
     Raises RuntimeFailure if the model does not run, or if onnxruntime wrote no profile of it.
     """
+    return profiles([model], source, feeds, threads=threads, rounds=rounds)[0]
+
+
+def profiles(
+    models: Sequence[Path | bytes], source: Model, feeds: Mapping[str, Array], *, threads: int = 1, rounds: int = 15
+) -> tuple[tuple[NodeTime, ...], ...]:
+    """The profiles of models that run in turn, so that a busy machine disturbs all alike."""
     with scratch_folder() as folder:
-        saved = folder / "optimized.onnx"
-        session = Session(model, threads=threads, spin=False, optimized_to=saved, profile_to=folder / "profile")
-        optimized = read_optimized(saved, feeds)
+        runs = [_Profiled(model, folder / str(index), feeds, threads) for index, model in enumerate(models)]
         begin = perf_counter()
         for done in range(_WARM_UP_ROUNDS + rounds):
-            if done >= _WARM_UP_ROUNDS + _FEWEST_ROUNDS and perf_counter() - begin > _MOST_SECONDS:
+            if done >= _WARM_UP_ROUNDS + _FEWEST_ROUNDS and perf_counter() - begin > _MOST_SECONDS * len(runs):
                 break
-            session.run(feeds)
-        times = read_profile(session.end_profile(), _WARM_UP_ROUNDS)
-    return tuple(_rows(times, optimized, origins(optimized, source)))
+            for run in runs:
+                run.session.run(feeds)
+        return tuple(run.rows(source) for run in runs)
+
+
+class _Profiled:
+    """A session that writes its profile and its optimized graph into a folder of its own."""
+
+    def __init__(self, model: Path | bytes, folder: Path, feeds: Mapping[str, Array], threads: int) -> None:
+        folder.mkdir()
+        saved = folder / "optimized.onnx"
+        self.session = Session(model, threads=threads, spin=False, optimized_to=saved, profile_to=folder / "profile")
+        self._optimized = read_optimized(saved, feeds)
+
+    def rows(self, source: Model) -> tuple[NodeTime, ...]:
+        times = read_profile(self.session.end_profile(), _WARM_UP_ROUNDS)
+        return tuple(_rows(times, self._optimized, origins(self._optimized, source)))
 
 
 class Kernel(NamedTuple):
@@ -123,20 +145,25 @@ def _event(entry: dict[str, Any]) -> _Event | None:
 
 
 def _own_times(events: list[_Event]) -> Iterator[tuple[Kernel, int, int]]:
-    """Kernel, start and time without that of the kernels inside, which If and Loop contain."""
+    """Kernel, start and time; for If and Loop the time before and after their bodies.
+
+    What lies between the kernels of a body is left out: for the most part it is the work of writing the profile.
+    """
     kernels = [event for event in events if event.kernel is not None]
     kernels.sort(key=lambda event: (event.thread, event.start, -event.length))
-    own = [event.length for event in kernels]
+    inside: dict[int, tuple[int, int]] = {}
     around: list[int] = []
     for index, event in enumerate(kernels):
         while around and not _holds(kernels[around[-1]], event):
             around.pop()
         if around:
-            own[around[-1]] -= event.length
+            begin, _ = inside.get(around[-1], (event.start, 0))
+            inside[around[-1]] = begin, event.start + event.length
         around.append(index)
-    for event, length in zip(kernels, own, strict=True):
+    for index, event in enumerate(kernels):
+        begin, end = inside.get(index, (0, 0))
         if event.kernel is not None:
-            yield event.kernel, event.start, max(length, 0)
+            yield event.kernel, event.start, event.length - (end - begin)
 
 
 def _holds(outer: _Event, inner: _Event) -> bool:

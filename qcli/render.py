@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from qcli.errors import UsageError
-from qcli.files import replace_file
+from qcli.files import replace_file, writer_for
 from qcli.report import Accuracy, FloatNode, KernelFacts, Report, Scores, encode_report
 
 if TYPE_CHECKING:
@@ -39,12 +38,7 @@ def write_report(report: Report, path: Path) -> None:
 
 def report_writer(path: Path) -> Callable[[Report], bytes]:
     """The format for a path, to be asked before the work. Raises UsageError for an unknown suffix."""
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise UsageError(
-            f"report '{path}': unknown format '{path.suffix}'", f"the suffix is one of {' '.join(_WRITERS)}"
-        )
-    return writer
+    return writer_for(path, _WRITERS)
 
 
 def show_report(report: Report, console: Console) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from qcli.dataset import Sample
+from qcli.doubts import slower
 from qcli.errors import NothingToDoError
 from qcli.files import check_distinct, check_writable
 from qcli.gates import check_gates, evaluate, refuse_unrun
@@ -116,7 +117,7 @@ def _watched(samples: SampleStream, watch: Watch) -> Iterator[Sample]:
 
 
 def _report(job: CompareJob, models: tuple[Model, Model], validation: Validation | None, watch: Watch) -> Report:
-    for warning in validation.warnings if validation is not None else ():
+    for warning in (*validation.warnings, *slower(validation)) if validation is not None else ():
         watch.warn(warning)
     before, after = file_facts(job.float_model, models[0]), file_facts(job.compressed, models[1])
     report = Report(

@@ -16,12 +16,13 @@ import numpy as np
 from qcli.comparison import Comparison, OptimizationCheck, is_float
 from qcli.contracts import InputSpec
 from qcli.dataset import Sample
-from qcli.errors import InputError, NothingToDoError, RuntimeFailure
+from qcli.errors import InputError, NothingToDoError, ResourceError, RuntimeFailure
 from qcli.files import scratch_folder
 from qcli.graph import Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
-from qcli.latency import NORMAL_EFFORT, Effort, Latency, measure
+from qcli.latency import BUSY, NORMAL_EFFORT, Effort, Latency, measure
 from qcli.memory import Budget
+from qcli.node_costs import NodeCost, compare_nodes, dearer
 from qcli.parallel import in_order
 from qcli.report import (
     Accuracy,
@@ -64,7 +65,10 @@ class ValidateJob(Noun, frozen=True, kw_only=True):
 
 
 class Validation(Noun, frozen=True, kw_only=True):
-    """The sections of the report that come from running both models, over `samples` samples."""
+    """The sections of the report that come from running both models, over `samples` samples.
+
+    `dearer` are the nodes that cost the most where the compressed model is slower.
+    """
 
     samples: int
     model: FileFacts
@@ -72,6 +76,7 @@ class Validation(Noun, frozen=True, kw_only=True):
     accuracy: Accuracy
     kernels: KernelFacts
     latency: LatencyFacts | None = None
+    dearer: tuple[NodeCost, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -155,6 +160,7 @@ def validate(job: ValidateJob, watch: Watch | None = None) -> Validation:
         accuracy=comparison.accuracy(),
         kernels=_kernel_facts(kernels, job.reasons, check.agreement()),
         latency=_latency_facts(latency),
+        dearer=_dearer(job, float_model, feeds[0]) if latency is not None and latency.ratios[1] < 1 else (),
         warnings=warnings,
     )
 
@@ -309,6 +315,14 @@ def _latency_facts(latency: Latency | None) -> LatencyFacts | None:
     return LatencyFacts(float_ms=before, ms=after, speedup=latency.ratios[1], threads=latency.threads)
 
 
+def _dearer(job: ValidateJob, float_model: Model, feeds: Mapping[str, Array]) -> tuple[NodeCost, ...]:
+    """The nodes that make the compressed model slower; none if they cannot be told, which is no reason to fail."""
+    try:
+        return dearer(compare_nodes((job.float_model, job.compressed), float_model, feeds, threads=job.threads))
+    except (RuntimeFailure, ResourceError):
+        return ()
+
+
 def _latency_warnings(latency: Latency | None) -> Iterator[str]:
     if latency is not None and not latency.steady:
-        yield "the latencies vary by more than their medians: use a quiet machine or fewer threads"
+        yield BUSY

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import dataset, model_path
 
 from qcli.contracts import InputSpec
-from qcli.errors import InputError, UsageError
-from qcli.latency import Effort, Latency, Timing, bench, made_up_feeds, measure
-from qcli.report import encode_report
+from qcli.latency import Effort, Latency, Timing, effort_of, made_up_feeds, measure
 from qcli.types import Array
 
 SHORT = Effort(least=0.0, most=0.0)
@@ -97,19 +93,42 @@ def test_slow_models_end_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert now[0] < 4.0 + 2 * 4 * 0.4
 
 
-def test_bench_of_files(quantized_mlp: Path) -> None:
-    report = bench([model_path("mlp"), quantized_mlp], [dict(next(iter(dataset("mlp"))).feeds)], effort=SHORT)
-    first, second = report.models
-    assert (first.path, second.path) == (str(model_path("mlp")), str(quantized_mlp))
-    assert (first.bytes, first.speedup) == (model_path("mlp").stat().st_size, 1.0)
-    assert second.speedup == pytest.approx(first.ms / second.ms)
-    assert report.invented_samples is False
-    assert b'"schema": 1' in encode_report(report)
+@pytest.mark.parametrize(("share", "said"), [(0.0, False), (0.05, False), (0.06, True)])
+def test_single_runs_that_were_disturbed_are_said_to_be(share: float, said: bool) -> None:
+    timings = (Timing(median_ms=5.0, spread_ms=0.1), Timing(median_ms=2.0, spread_ms=0.1, outliers=share))
+    latency = Latency(timings=timings, ratios=(1.0, 2.5), rounds=16, threads=1)
+    assert any("6% of a model's runs" in doubt for doubt in latency.doubts()) is said
+    assert len(list(latency.doubts())) == said
 
 
-@pytest.mark.parametrize("name", ["cnn", "transformer", "gru", "mlp"])
-def test_bench_without_samples_says_that_it_made_them_up(name: str) -> None:
-    assert bench([model_path(name)], effort=SHORT).invented_samples is True
+def test_outliers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tenth run takes 4 ms instead of 1."""
+    now, runs = [0.0], [0]
+
+    class Disturbed(Recorder):
+        def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+            runs[0] += 1
+            now[0] += 0.004 if runs[0] % 10 == 0 else 0.001
+            return {}
+
+    monkeypatch.setattr("qcli.latency.perf_counter", lambda: now[0])
+    latency = measure([Disturbed("A", [])], feeds(0), 1, Effort(least=0.13, most=4.0, warm_up=0))
+    [timing] = latency.timings
+    assert timing.outliers == pytest.approx(0.1)
+    assert (timing.fastest_ms, timing.slowest_ms) == pytest.approx((1.0, 4.0))
+
+
+@pytest.mark.parametrize("runs", [0, 1, 7])
+def test_warm_up_runs_as_often_as_it_is_told(runs: int) -> None:
+    log: list[str] = []
+    measure([Recorder("A", log)], feeds(0), 1, Effort(least=0.0, most=0.0, warm_up=runs))
+    assert len(log) == runs + 2
+
+
+def test_the_effort_grows_with_the_least_time() -> None:
+    assert effort_of() == Effort()
+    assert effort_of(1.0, 5) == Effort(least=1.0, most=4.0, warm_up=5)
+    assert effort_of(60.0) == Effort(least=60.0, most=60.0)
 
 
 def test_made_up_samples_have_the_declared_types_and_shapes() -> None:
@@ -128,10 +147,3 @@ def test_made_up_samples_have_the_declared_types_and_shapes() -> None:
     }
     assert not made["tokens"].any()
     assert all(np.array_equal(made[name], again[name]) for name in made)
-
-
-def test_bench_of_nothing_and_of_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no model"):
-        bench([])
-    with pytest.raises(InputError, match="not found"):
-        bench([model_path("mlp"), tmp_path / "none.onnx"])

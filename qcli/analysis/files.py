@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qcli.analysis.nouns import Analysis, Row, Suggestion, Whole
-from qcli.errors import UsageError
-from qcli.files import replace_file
+from qcli.files import replace_file, writer_for
 from qcli.render import cell, code
 from qcli.report import encode_report
 
@@ -27,12 +26,7 @@ def write_analysis(analysis: Analysis, path: Path, top: int | None = None) -> No
 
 def analysis_writer(path: Path) -> Callable[[Analysis, int | None], bytes]:
     """The format for a path, to be asked before the work. Raises UsageError for an unknown suffix."""
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise UsageError(
-            f"report '{path}': unknown format '{path.suffix}'", f"the suffix is one of {' '.join(_WRITERS)}"
-        )
-    return writer
+    return writer_for(path, _WRITERS)
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -25,6 +25,14 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     return int(index), int(count)
 
 
+def parse_threads(text: str) -> tuple[int, ...]:
+    """`1,2,4` as (1, 2, 4)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(_NUMBER.fullmatch(part) and 1 <= int(part) <= _MOST_THREADS for part in parts):
+        raise UsageError(f"--threads '{text}' is no list of numbers from 1 to {_MOST_THREADS}", "for example 1,2,4")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
 def parse_memory(text: str | None) -> int | None:
     """`600MB` in bytes."""
     from qcli.memory import parse_size

@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qcli.analysis.nouns import Analysis
+    from qcli.benching.nouns import BenchReport
     from qcli.check import Findings
     from qcli.cookbook import Presets
     from qcli.doctor import Diagnosis
     from qcli.inspect import Inspection
-    from qcli.latency import BenchReport
     from qcli.recipe import Recipe
     from qcli.statistics import Header
     from qcli.types import Grid, Plan
+
+_MOST_NODES = 20
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -92,14 +94,16 @@ def show_findings(findings: Findings, console: Console) -> None:
 
 
 def show_bench(report: BenchReport, console: Console) -> None:
-    rows = [
-        (row.path, f"{row.bytes:,}", f"{row.ms:.3f}", f"{row.spread_ms:.3f}", f"{row.speedup:.2f}x")
-        for row in report.models
-    ]
-    console.print(_table(("model", "bytes", "ms", "spread", "speed"), rows))
-    samples = ", made-up samples of one row" if report.invented_samples else ""
-    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
-    console.print(f"\n{report.rounds} rounds, {threads}{samples}")
+    """The models, and the nodes that take the most time in one of them."""
+    from qcli.benching.files import cells, columns, node_cells, node_columns, summary
+
+    console.print(_table(columns(report), [cells(report, row) for row in report.models]))
+    if report.nodes:
+        console.print()
+        console.print(_table(node_columns(report), [node_cells(cost) for cost in report.nodes[:_MOST_NODES]]))
+    if len(report.nodes) > _MOST_NODES:
+        console.print(f"and {len(report.nodes) - _MOST_NODES} more")
+    console.print(f"\n{summary(report)}")
 
 
 def show_analysis(analysis: Analysis, console: Console, top: int | None) -> None:

@@ -15,7 +15,7 @@ from qcli.apply import apply_plan
 from qcli.dataset import Sample
 from qcli.files import scratch_folder
 from qcli.graph import Model, concrete_shapes, save_model
-from qcli.profile import NodeTime, profile
+from qcli.profile import NodeTime, profiles
 from qcli.tuning.base import Base
 from qcli.tuning.front import Costs
 from qcli.tuning.parts import Network, Part, network_of
@@ -35,8 +35,7 @@ def costs_of(base: Base, samples: Sequence[Sample], threads: int, cores: int, wa
     simulation = simulate(model, plan, base.solution)
     network = network_of(model, plan, simulation, concrete_shapes(model, samples[0].feeds))
     noise = _noise(network, simulation, tuple(islice(samples, _COMPARED)), cores, watch)
-    quantized = _profiled(apply_plan(model, plan, base.solution), model, samples[0].feeds, threads)
-    floats = _profiled(model, model, samples[0].feeds, threads)
+    quantized, floats = _profiled(apply_plan(model, plan, base.solution), model, samples[0].feeds, threads)
     static = _static(network, plan)
     rates = _rates(network, static, quantized)
     own = [
@@ -68,11 +67,17 @@ def _variants(part: Part) -> tuple[Variant, Variant]:
     return weights | frozenset(switch for switch in (part.activations,) if switch is not None), weights
 
 
-def _profiled(model: Model, source: Model, feeds: Mapping[str, Array], threads: int) -> tuple[NodeTime, ...]:
+def _profiled(
+    quantized: Model, source: Model, feeds: Mapping[str, Array], threads: int
+) -> tuple[tuple[NodeTime, ...], ...]:
+    """The nodes of the quantized model and of its float form, run in turn."""
     with scratch_folder() as folder:
-        path = folder / "model.onnx"
-        save_model(model, path)
-        return profile(path, source, feeds, threads=threads)
+        paths = []
+        for name, model in (("quantized", quantized), ("float", source)):
+            (folder / name).mkdir()
+            paths.append(folder / name / "model.onnx")
+            save_model(model, paths[-1])
+        return profiles(paths, source, feeds, threads=threads)
 
 
 def _by_part(parts: Sequence[Part], rows: Iterable[NodeTime]) -> list[float]:

@@ -12,7 +12,19 @@ from qcli.cli import app
 
 HEAVY = ("onnx", "onnx_ir", "onnxruntime", "numpy", "msgspec", "yaml", "rich", "pydantic", "PIL")
 
-COMMANDS = ["quantize", "plan", "calibrate", "merge", "validate", "analyze", "inspect", "check", "bench", "doctor"]
+COMMANDS = [
+    "quantize",
+    "plan",
+    "calibrate",
+    "merge",
+    "validate",
+    "tune",
+    "analyze",
+    "inspect",
+    "check",
+    "bench",
+    "doctor",
+]
 RECIPE_COMMANDS = ["list", "show", "check", "schema", "init"]
 
 _PROGRAM = """
