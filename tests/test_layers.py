@@ -29,6 +29,7 @@ LAYERS = {
     "facts": ("blocks", "recipe", "report", "dataset", "tracing", "pairs", "legality", "trial_graph", "expectation"),
     "parts of a stage": ("matching", "placement", "calibrate", "cache", "sources", "learn", "fitting"),
     "parts of a judgement": ("gates", "kernels", "latency", "comparison", "trial", "energies"),
+    "what kernels cost": ("costs", "costs.*"),
     "what is left over": ("opsets", "stored", "measured"),
     "stages": ("plan", "data_free", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
     "after the measurement": ("refine", "apply", "doubts", "job_files", "learnable"),

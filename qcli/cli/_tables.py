@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qcli.analysis.nouns import Analysis
     from qcli.check import Findings
     from qcli.cookbook import Presets
+    from qcli.costs.work import KernelListing
     from qcli.doctor import Diagnosis
     from qcli.inspect import Inspection
     from qcli.latency import BenchReport
@@ -138,6 +139,20 @@ def show_diagnosis(seen: Diagnosis, console: Console) -> None:
     console.print(_table(("operator", "integer kernel"), [(one.op, one.kernel or "none") for one in seen.kernels]))
     for note in seen.notes:
         console.print(f"\nnote: {note}", soft_wrap=True)
+
+
+def show_kernels(listing: KernelListing, console: Console) -> None:
+    """Times in milliseconds, a column for each mode."""
+    from qcli.costs.work import COLUMNS, cells
+
+    modes = [mode.value.replace("_", " ") for mode in COLUMNS]
+    head = ("operator", "inputs", "attributes", "nodes", *modes, "static runs as")
+    console.print(_table(head, [cells(row) for row in listing.rows]))
+    facts = listing.environment
+    threads = "1 thread" if facts.threads == 1 else f"{facts.threads} threads"
+    console.print(f"\nms; {facts.cpu}, {facts.isa}, onnxruntime {facts.onnxruntime}, {threads}", soft_wrap=True)
+    if listing.missing:
+        console.print(f"{listing.missing} kernels are not in the table")
 
 
 def show_presets(presets: Presets, console: Console) -> None:
