@@ -38,7 +38,7 @@ LAYERS = {
     "a job so far": ("prepared",),
     "its samples": ("job_samples",),
     "jobs": ("pipeline", "side_by_side", "check"),
-    "job by job": ("stages", "analysis.*"),
+    "job by job": ("stages", "analysis.*", "cost_listing"),
     "command line": ("cli", "cli.*"),
     "entrances": ("__init__", "__main__"),
 }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qcli.analysis.nouns import Analysis
     from qcli.check import Findings
     from qcli.cookbook import Presets
-    from qcli.costs.work import KernelListing
+    from qcli.cost_listing import KernelListing
     from qcli.doctor import Diagnosis
     from qcli.inspect import Inspection
     from qcli.latency import BenchReport
@@ -143,14 +143,18 @@ def show_diagnosis(seen: Diagnosis, console: Console) -> None:
 
 def show_kernels(listing: KernelListing, console: Console) -> None:
     """Times in milliseconds, a column for each mode."""
-    from qcli.costs.work import COLUMNS, cells
+    from qcli.cost_listing import COLUMNS, cells, milliseconds
 
-    modes = [mode.value.replace("_", " ") for mode in COLUMNS]
-    head = ("operator", "inputs", "attributes", "nodes", *modes, "static runs as")
-    console.print(_table(head, [cells(row) for row in listing.rows]))
+    console.print(_table(COLUMNS, [cells(row) for row in listing.rows]))
+    if listing.conversions:
+        rows = [(row.op, row.inputs, *(milliseconds(row, mode) for mode in row.ms)) for row in listing.conversions]
+        console.print()
+        console.print(_table(("conversion", "shape", "ms"), rows))
     facts = listing.environment
     threads = "1 thread" if facts.threads == 1 else f"{facts.threads} threads"
-    console.print(f"\nms; {facts.cpu}, {facts.isa}, onnxruntime {facts.onnxruntime}, {threads}", soft_wrap=True)
+    console.print(
+        f"\nmilliseconds on {facts.cpu}, {facts.isa}, onnxruntime {facts.onnxruntime}, {threads}", soft_wrap=True
+    )
     if listing.missing:
         console.print(f"{listing.missing} kernels are not in the table")
 

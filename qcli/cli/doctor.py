@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from qcli.cli import _options as options
 from qcli.cli._screen import Screen
 
 
@@ -19,6 +20,8 @@ def doctor(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Measure what single kernels cost, and show the table.")
     ] = False,
+    recipe: options.RecipeOption = "int8",
+    calibration: options.CalibrationOption = None,
     cost_table: Annotated[
         Path | None,
         typer.Option(
@@ -38,10 +41,18 @@ def doctor(
 ) -> None:
     """Show versions, the processor and integer kernels, or what kernels cost."""
     from qcli.cli._tables import show_diagnosis, show_kernels
-    from qcli.costs.work import KernelsJob, list_kernels
+    from qcli.cost_listing import KernelsJob, list_kernels
     from qcli.doctor import examine
 
-    job = KernelsJob(kernels=kernels, model=model, cost_table=cost_table, save=save, threads=threads)
+    job = KernelsJob(
+        kernels=kernels,
+        model=model,
+        recipe=recipe,
+        calibration=calibration,
+        cost_table=cost_table,
+        save=save,
+        threads=threads,
+    )
     if job == KernelsJob(kernels=False):
         screen.show(examine(), show_diagnosis)
         return

@@ -65,10 +65,12 @@ def _compute(model: Model, key: KernelKey, values: list[Value | None]) -> Node:
     results = list(node.outputs)
     if bias is not None:
         results = [_append(model, "Add", [results[0], bias], "sum")]
+    if between_convolutions(key):
+        results = [_requantized(model, value) if key.mode is Mode.STATIC else value for value in results]
+        results = [_convolved(model, key, value, _result_channels(key)) for value in results[:1]]
     if key.mode is Mode.STATIC:
         steps = _constants(model)
         results = [_append(model, "QuantizeLinear", [value, *steps], f"{value.name}_q") for value in results]
-        results = [_turned(model, value, _TO_LAST) for value in results] if _channels_last(key) else results
     for value in results:
         add_output(model, value)
     return node
@@ -86,30 +88,46 @@ def _value(model: Model, key: KernelKey, index: int, feeds: dict[str, Array]) ->
     if operand.constant:
         value = add_initializer(model.graph, name, _content(operand))
     else:
-        if _channels_last(key) and operand.values is None:
-            shape = tuple(operand.shape[axis] for axis in _TO_LAST)
-            operand = Operand(shape=shape, type=operand.type)
         feeds[name] = _content(operand)
         value = add_input(model, name, operand.type, _declared(key, operand))
-    if key.mode is Mode.QUANTIZE or key.mode is Mode.DEQUANTIZE:
-        return value
-    return _decoded(model, key, index, value) if key.mode in INTEGER_INPUT and operand.values is None else value
+    if key.mode in INTEGER_INPUT and operand.values is None:
+        value = _decoded(model, key, index, value)
+    inside = between_convolutions(key) and operand.values is None
+    return _convolved(model, key, value, operand.shape[1]) if inside else value
 
 
-def _channels_last(key: KernelKey) -> bool:
-    """True for what stands between integer convolutions, whose data has its channels last."""
-    images = all(item is not None and len(item.shape) == _IMAGE for item in key.inputs if item and item.values is None)
-    return key.mode is Mode.STATIC and key.op in _AMONG_CONVOLUTIONS and images
+def between_convolutions(key: KernelKey) -> bool:
+    """True for what is measured between two convolutions, since only there onnxruntime lays its data out as theirs."""
+    data = [item for item in key.inputs if item is not None and item.values is None]
+    images = all(len(item.shape) == _IMAGE and not item.constant for item in data)
+    return key.mode in (Mode.FLOAT, Mode.STATIC) and key.op in _AMONG_CONVOLUTIONS and not key.domain and images
 
 
 _AMONG_CONVOLUTIONS = ("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Resize")
 _IMAGE = 4
-_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-def _turned(model: Model, value: Value, order: tuple[int, ...]) -> Value:
-    """Transpose, which onnxruntime takes away together with its counterpart, or else is at the edge and not counted."""
-    return _append(model, "Transpose", [value], f"{value.name}_turned", {"perm": list(order)})
+def _convolved(model: Model, key: KernelKey, value: Value, channels: int) -> Value:
+    """The least that a convolution can do: each channel times one number."""
+    name, static = f"{value.name}_conv", key.mode is Mode.STATIC
+    weight = add_initializer(model.graph, f"{name}_w", np.ones((channels, 1, 1, 1), np.int8 if static else np.float32))
+    if static:
+        steps = add_initializer(model.graph, f"{name}_scale", np.full(channels, _WEIGHT_STEP, np.float32))
+        weight = _append(model, "DequantizeLinear", [weight, steps], f"{name}_real", {"axis": 0})
+    result = _append(model, "Conv", [value, weight], name, {"group": channels, "kernel_shape": [1, 1]})
+    return _requantized(model, result) if static else result
+
+
+def _requantized(model: Model, value: Value) -> Value:
+    codes = _append(model, "QuantizeLinear", [value, *_constants(model)], f"{value.name}_codes")
+    return _append(model, "DequantizeLinear", [codes, *_constants(model)], f"{value.name}_back")
+
+
+def _result_channels(key: KernelKey) -> int:
+    """The channels of what stands between two convolutions."""
+    joined = key.op == "Concat" and dict(key.attributes).get("axis") in (1, -3)
+    counts = [item.shape[1] for item in key.inputs if item is not None and item.values is None]
+    return sum(counts) if joined else counts[0]
 
 
 def _declared(key: KernelKey, operand: Operand) -> tuple[int | None, ...]:
@@ -124,7 +142,6 @@ def _decoded(model: Model, key: KernelKey, index: int, value: Value) -> Value:
     operand = key.inputs[index]
     kind = operand.type if operand is not None else ""
     if kind == "uint8":
-        value = _turned(model, value, _TO_FIRST) if _channels_last(key) else value
         return _append(model, "DequantizeLinear", [value, *_constants(model)], f"{value.name}_real")
     if operand is None or not operand.constant or kind not in ("int8", "int32"):
         return value

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from qcli.cache import find_document, keep_document, key_of_facts
 from qcli.costs.nouns import SCHEMA, CostEnvironment, CostTable, KernelCost, KernelKey
-from qcli.costs.table_file import parse_table
+from qcli.costs.table_file import encode_table, parse_table
 from qcli.errors import UsageError
-from qcli.report import cpu_name, encode_report
+from qcli.report import cpu_name
 from qcli.runtime import runtime_version
 from qcli.targets.ort_cpu import detect_isa
 
@@ -40,7 +40,7 @@ def keep_costs(environment: CostEnvironment, rows: Iterable[KernelCost]) -> None
     """
     joined = find_costs(environment) | {row.key: row for row in rows}
     table = CostTable(environment=environment, rows=tuple(joined.values())[-_MOST_ROWS:])
-    keep_document(_name(environment), encode_report(table))
+    keep_document(_name(environment), encode_table(table))
 
 
 def _name(environment: CostEnvironment) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from qcli.costs.nouns import EIGHT_BITS, INTEGER_INPUT, KernelKey, Mode, Operand, WeightForm
@@ -48,6 +49,10 @@ _EFFECTLESS: dict[str, tuple[Any, ...]] = {
 """What an attribute says that could as well be left out, whatever operator has it."""
 
 
+_WITHOUT_EFFECT = ("epsilon", "momentum", "spatial", "consumed_inputs")
+"""Attributes that no kernel is faster or slower for."""
+
+
 def key_of(node: Node, mode: Mode, shapes: Shapes, threads: int, weights: WeightForm = EIGHT_BITS) -> KernelKey | None:
     """The kernel of a node in one mode, for the shapes of one sample (`concrete_shapes`).
 
@@ -56,19 +61,12 @@ def key_of(node: Node, mode: Mode, shapes: Shapes, threads: int, weights: Weight
     """
     if mode not in modes_of(node):
         return None
-    operands = _operands(node, mode, shapes)
-    attributes = _attributes(node)
-    opset = _opset(node)
-    if (
-        operands is None
-        or attributes is None
-        or opset is None
-        or all(item is None or item.constant for item in operands)
-    ):
+    operands, attributes, opset = _operands(node, mode, shapes), _attributes(node), _opset(node)
+    if operands is None or attributes is None or opset is None:
         return None
     if mode in INTEGER_INPUT and not any(item is not None and item.type == "uint8" for item in operands):
         return None  # it computes on integers of its own
-    return KernelKey(
+    key = KernelKey(
         op=node.op_type,
         domain="" if node.domain in _STANDARD else node.domain,
         mode=mode,
@@ -76,9 +74,19 @@ def key_of(node: Node, mode: Mode, shapes: Shapes, threads: int, weights: Weight
         attributes=attributes,
         outputs=max((index + 1 for index, value in enumerate(node.outputs) if value.name), default=1),
         opset=opset,
-        weights=EIGHT_BITS if mode is Mode.FLOAT or node.op_type not in _WITH_WEIGHTS else weights,
+        weights=weights if mode is Mode.WEIGHT_ONLY else EIGHT_BITS,
         threads=threads,
     )
+    return key if _is_sound(key) else None
+
+
+def _is_sound(key: KernelKey) -> bool:
+    """True if a table may hold it: what a model file says has no bounds. What reads nothing is no kernel."""
+    try:
+        msgspec.convert(msgspec.to_builtins(key), KernelKey)
+    except msgspec.ValidationError:
+        return False
+    return any(item is not None and not item.constant for item in key.inputs)
 
 
 _WITH_WEIGHTS = (*LAYERS, "Gather", "LSTM", "GRU", "RNN")
@@ -159,7 +167,7 @@ def _operand(value: Value, shapes: Shapes, op: str) -> Operand | None:
         if array is not None and array.size <= _MOST_VALUES:
             if not np.isfinite(array).all():
                 return None
-            values = tuple(array.reshape(-1).tolist())
+            values = tuple((array.astype(np.uint8) if kind == "bool" else array).reshape(-1).tolist())
     return Operand(shape=shape, type=kind, constant=constant, values=values)
 
 
@@ -188,6 +196,8 @@ def _attributes(node: Node) -> tuple[tuple[str, Any], ...] | None:
     """Names and values, sorted; None if one of them is no number, text or list of these."""
     found: dict[str, Any] = {}
     for name, attribute in node.attributes.items():
+        if name in _WITHOUT_EFFECT:
+            continue
         value = attribute.value
         if isinstance(value, (list, tuple)):
             value = tuple(value)

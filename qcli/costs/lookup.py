@@ -46,7 +46,7 @@ def _measured(keys: tuple[KernelKey, ...], threads: int, watch: Watch) -> dict[K
         for cost in measure_kernels(keys, watch):
             found[cost.key] = cost
     finally:
-        keep_costs(this_machine(threads), found.values())
+        keep_costs(this_machine(threads), [row for row in found.values() if row.ms is not None])
     return found
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from qcli.costs.build import build
+from qcli.costs.build import between_convolutions, build
 from qcli.costs.nouns import KernelCost, KernelKey
 from qcli.errors import QcliError
 from qcli.files import scratch_folder
 from qcli.graph import make_node
 from qcli.graph.blank import add_input, add_output, blank_model
-from qcli.graph.core import Parts, take_apart, write_core
+from qcli.graph.core import LAYOUTS, Parts, take_apart, write_core
 from qcli.latency import Effort, Timing, measure
 from qcli.runtime import Session
 from qcli.types import Array
@@ -25,7 +25,7 @@ from qcli.watch import Watch
 EFFORT = Effort(least=0.03, most=0.5)
 """Of one node in all its modes."""
 
-_REFUSALS = (QcliError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+_REFUSALS = (QcliError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError)
 """What a node can end with that nobody foresaw: it then has no cost, and the others have theirs."""
 
 
@@ -69,13 +69,19 @@ def _measure_family(keys: Sequence[KernelKey]) -> Iterator[KernelCost]:
                 ready.append(_prepare(key, stack.enter_context(scratch_folder())))
             except _REFUSALS as error:
                 yield KernelCost(key=key, ms=None, why=_reason(error))
-        if ready:
-            yield from _timed(ready, keys[0].threads)
+        try:
+            found = _timed(ready, keys[0].threads) if ready else []
+        except _REFUSALS as error:
+            found = [KernelCost(key=one.key, ms=None, why=_reason(error)) for one in ready]
+        yield from found
+
+
+_LONGEST = 300
 
 
 def _reason(error: BaseException) -> str:
     text = error.message if isinstance(error, QcliError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:300]
+    return " ".join(text.split())[:_LONGEST]
 
 
 def _prepare(key: KernelKey, folder: Path) -> Prepared:
@@ -86,25 +92,33 @@ def _prepare(key: KernelKey, folder: Path) -> Prepared:
     whole.run({})
     if not feeds:
         raise ValueError("it reads nothing but constants")
-    parts = take_apart(saved)
-    return Prepared(key=key, whole=whole, core=_core(key, saved, parts, feeds), kernels=parts.kernels)
+    skin = _CONVOLUTIONS if between_convolutions(key) else LAYOUTS
+    parts = take_apart(saved, skin)
+    core = _core(key, saved, parts, feeds)
+    if core is not None and between_convolutions(key):
+        whole, core = core, None
+    return Prepared(key=key, whole=whole, core=core, kernels=parts.kernels)
+
+
+_CONVOLUTIONS = (*LAYOUTS, "Conv", "QLinearConv")
 
 
 def _core(key: KernelKey, saved: Path, parts: Parts, feeds: Mapping[str, Array]) -> Loaded | None:
-    """The kernel without layout changes; None if there are none."""
+    """The kernel without what is around it; None if there is nothing."""
     if not parts.wrapped:
         return None
     inputs = dict(feeds)
     if parts.head is not None:
         head = Session(parts.head, optimize=False)
         inputs |= head.run({name: feeds[name] for name in head.input_names()})
-    session = Session(write_core(saved, inputs), threads=key.threads, spin=False, optimize=False)
+    skin = _CONVOLUTIONS if between_convolutions(key) else LAYOUTS
+    session = Session(write_core(saved, inputs, skin), threads=key.threads, spin=False, optimize=False)
     core = Loaded(session, {name: inputs[name] for name in session.input_names()})
     core.run({})
     return core
 
 
-def _timed(ready: Sequence[Prepared], threads: int) -> Iterator[KernelCost]:
+def _timed(ready: Sequence[Prepared], threads: int) -> list[KernelCost]:
     """The costs, less what a run with as many inputs and outputs costs that computes nothing."""
     session = ready[0].whole.session
     models = [_idle(threads, len(session.input_names()), len(session.output_names()))]
@@ -112,9 +126,11 @@ def _timed(ready: Sequence[Prepared], threads: int) -> Iterator[KernelCost]:
         models += [one.whole] if one.core is None else [one.whole, one.core]
     timings = iter(measure(models, [{}], threads, EFFORT).timings)
     idle = next(timings).median_ms
+    costs: list[KernelCost] = []
     for one in ready:
         whole = next(timings)
-        yield _cost(one, whole, next(timings) if one.core is not None else whole, idle)
+        costs.append(_cost(one, whole, next(timings) if one.core is not None else whole, idle))
+    return costs
 
 
 def _cost(prepared: Prepared, whole: Timing, core: Timing, idle: float) -> KernelCost:
@@ -123,7 +139,7 @@ def _cost(prepared: Prepared, whole: Timing, core: Timing, idle: float) -> Kerne
         ms=max(core.median_ms - idle, 0.0),
         spread_ms=core.spread_ms,
         layout_ms=max(whole.median_ms - core.median_ms, 0.0),
-        kernel=", ".join(prepared.kernels)[:2000],
+        kernel=", ".join(dict.fromkeys(prepared.kernels))[:_LONGEST],
     )
 
 

@@ -40,7 +40,7 @@ _Threads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 _Attribute = int | float | str | tuple[int | float | str, ...]
 
 
-class WeightForm(Noun, frozen=True, kw_only=True):
+class WeightForm(Noun, frozen=True, kw_only=True, omit_defaults=True):
     """How the weights of a node are stored, where its mode stores them as integers.
 
     With `block` each run of that many weights has a scale of its own, else each channel. `decode` is that of the
@@ -55,7 +55,7 @@ class WeightForm(Noun, frozen=True, kw_only=True):
 EIGHT_BITS = WeightForm()
 
 
-class Operand(Noun, frozen=True, kw_only=True):
+class Operand(Noun, frozen=True, kw_only=True, omit_defaults=True):
     """One input of a kernel: its shape, and its type as the kernel takes it, e.g. uint8 for activations in codes.
 
     `values` are those of a constant that decides what is computed, such as the axes of a reduction.
@@ -67,7 +67,7 @@ class Operand(Noun, frozen=True, kw_only=True):
     values: tuple[int | float, ...] | None = None
 
 
-class KernelKey(Noun, frozen=True, kw_only=True):
+class KernelKey(Noun, frozen=True, kw_only=True, omit_defaults=True):
     """All that the time of a kernel depends on, except the machine. Equal keys are measured once.
 
     `inputs` has None for an operand that is left out. Behind a MatMul the third input is a bias that is added by a
@@ -91,7 +91,7 @@ class KernelKey(Noun, frozen=True, kw_only=True):
         return (self.op, self.domain, shapes, self.attributes, self.outputs)
 
 
-class KernelCost(Noun, frozen=True, kw_only=True):
+class KernelCost(Noun, frozen=True, kw_only=True, omit_defaults=True):
     """The median time of one run and the distance between its quartiles; None if it cannot be measured alone.
 
     `layout_ms` is what it costs besides where its neighbours lay their data out otherwise: a float Conv works on

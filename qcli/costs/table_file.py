@@ -9,7 +9,6 @@ import msgspec
 from qcli.costs.nouns import SCHEMA, CostTable
 from qcli.errors import UsageError
 from qcli.files import replace_file
-from qcli.report import encode_report
 
 _MOST_BYTES = 64 << 20
 _HINT = "measure one with 'qcli doctor --kernels MODEL --save FILE'"
@@ -23,7 +22,13 @@ class _Head(msgspec.Struct):
 
 def write_table(table: CostTable, path: Path) -> None:
     """Raises UsageError for a place that cannot be written."""
-    replace_file(path, encode_report(table))
+    replace_file(path, encode_table(table))
+
+
+def encode_table(table: CostTable) -> bytes:
+    """JSON with a row a line."""
+    head, rows = msgspec.structs.replace(table, rows=()), [msgspec.json.encode(row) for row in table.rows]
+    return msgspec.json.encode(head).removesuffix(b"]}") + b"\n" + b",\n".join(rows) + b"\n]}\n"
 
 
 def read_table(path: Path) -> CostTable:

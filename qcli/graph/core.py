@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -15,9 +15,9 @@ LAYOUTS = ("Transpose", "ReorderInput", "ReorderOutput")
 
 
 class Parts(Noun, frozen=True, kw_only=True):
-    """The operators of an optimized graph, layout changes at its ends apart.
+    """The operators of an optimized graph, the skin at its ends apart.
 
-    `head` is a file: a model of the changes at the inputs, None where there are none. `wrapped` says if there are any.
+    `head` is a file: a model of the skin at the inputs, None where there is none. `wrapped` says if there is any skin.
     """
 
     kernels: tuple[str, ...]
@@ -25,10 +25,13 @@ class Parts(Noun, frozen=True, kw_only=True):
     wrapped: bool
 
 
-def take_apart(saved: Path) -> Parts:
-    """Looks for the core of a graph that onnxruntime saved, and writes what leads to it beside it."""
+def take_apart(saved: Path, skin: Collection[str] = LAYOUTS) -> Parts:
+    """Looks for the core of a graph that onnxruntime saved, and writes what leads to it beside it.
+
+    `skin` are the operators that do not count at the graph's ends.
+    """
     model = onnx.load(str(saved), load_external_data=False)
-    first, middle, last = _divided(model.graph)
+    first, middle, last = _divided(model.graph, skin)
     head = saved.with_name("head.onnx") if first else None
     if head is not None:
         _save(model, first, {}, head)
@@ -36,21 +39,29 @@ def take_apart(saved: Path) -> Parts:
     return Parts(kernels=kernels, head=head, wrapped=bool(first or last))
 
 
-def write_core(saved: Path, inputs: Mapping[str, Array]) -> Path:
+def write_core(saved: Path, inputs: Mapping[str, Array], skin: Collection[str] = LAYOUTS) -> Path:
     """A model of the core alone, beside `saved`; `inputs` are what the head gives, and what the whole is given."""
     model = onnx.load(str(saved), load_external_data=False)
     path = saved.with_name("core.onnx")
-    _save(model, _divided(model.graph)[1], inputs, path)
+    _save(model, _divided(model.graph, skin)[1], inputs, path)
     return path
 
 
-def _divided(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto], list[onnx.NodeProto]]:
-    """Changes of layout at the inputs, the core, and changes at the outputs. All is core if nothing else were."""
+def _divided(graph: onnx.GraphProto, skin: Collection[str]) -> tuple[list[onnx.NodeProto], ...]:
+    """The skin at the inputs, the core, and the skin at the outputs. Where all is skin, all is core."""
     nodes = list(graph.node)
-    inputs = {value.name for value in graph.input}
-    outputs = {value.name for value in graph.output}
-    first = [node for node in nodes if node.op_type in LAYOUTS and node.input[0] in inputs]
-    last = [node for node in nodes if node.op_type in LAYOUTS and node not in first and node.output[0] in outputs]
+    outer = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
+    first: list[onnx.NodeProto] = []
+    for node in nodes:
+        if node.op_type in skin and outer.issuperset(node.input):
+            first.append(node)
+            outer.update(node.output)
+    inner = {name for node in nodes for name in node.input}
+    last: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        if node.op_type in skin and node not in first and inner.isdisjoint(node.output):
+            last.insert(0, node)
+            inner = {name for other in nodes if other not in last for name in other.input}
     middle = [node for node in nodes if node not in first and node not in last]
     return (first, middle, last) if middle else ([], nodes, [])
 

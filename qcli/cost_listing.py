@@ -12,9 +12,14 @@ from qcli.costs.lookup import costs_for, load_costs
 from qcli.costs.nouns import CostEnvironment, CostTable, KernelKey, Mode
 from qcli.costs.table_file import write_table
 from qcli.errors import UsageError
+from qcli.existing import refuse_quantized
 from qcli.files import check_distinct, check_writable
-from qcli.graph import Model, check_sizes, concrete_shapes, infer_shapes, load_model, normalize_graph
+from qcli.graph import Model, check_sizes, concrete_shapes, load_model
 from qcli.latency import made_up_feeds
+from qcli.opsets import required_opset
+from qcli.prepare import prepare
+from qcli.recipe import load_recipe
+from qcli.sources import open_source
 from qcli.types import Array, Noun
 from qcli.watch import Watch
 
@@ -22,12 +27,15 @@ from qcli.watch import Watch
 class KernelsJob(Noun, frozen=True, kw_only=True):
     """What `qcli doctor` can be told about kernels.
 
-    Without `model` common operators are shown. `cost_table` is a table measured elsewhere, shown in place of this
-    machine's. `threads` None means those of that table, or one.
+    Without `model` common operators are shown. Its graph is that after the steps of `recipe`, for the shapes of the
+    first sample of `calibration`, or of the recipe's own; without any, free axes have size one. `cost_table` is a table
+    measured elsewhere, shown in place of this machine's. `threads` None means those of that table, or one.
     """
 
     kernels: bool = True
     model: Path | None = None
+    recipe: str = "int8"
+    calibration: Path | None = None
     cost_table: Path | None = None
     save: Path | None = None
     threads: int | None = None
@@ -49,24 +57,25 @@ class KernelRow(Noun, frozen=True, kw_only=True):
 
 
 class KernelListing(Noun, frozen=True, kw_only=True):
-    """Kernels side by side. `missing` counts those that the table lacks."""
+    """Kernels side by side, and conversions of what they read and write. `missing` counts what the table lacks."""
 
     schema: int = 1
     command: str = "doctor"
     environment: CostEnvironment
     rows: tuple[KernelRow, ...]
+    conversions: tuple[KernelRow, ...]
     missing: int
 
 
 def list_kernels(job: KernelsJob, watch: Watch) -> KernelListing:
     """Looks up or measures what a model's nodes cost, and writes the table if the job says so.
 
-    Free axes of a model have size one. Raises InputError for what is no model, UsageError for what is no table.
+    Raises InputError for what is no model, UsageError for what is no table.
     """
     _check(job)
     foreign = load_costs(job.cost_table, watch) if job.cost_table is not None else None
     threads = job.threads or (foreign.environment.threads if foreign is not None else 1)
-    model, feeds = _loaded(job.model) if job.model is not None else standard_model()
+    model, feeds = _loaded(job, job.model, watch) if job.model is not None else standard_model()
     shapes = concrete_shapes(model, feeds)
     nodes = keys_of_graph(model, shapes, threads)
     groups = _grouped(nodes)
@@ -75,11 +84,10 @@ def list_kernels(job: KernelsJob, watch: Watch) -> KernelListing:
     table = costs_for([*wanted, *conversions], threads, foreign, watch)
     if job.save is not None:
         write_table(table, job.save)
-    rows = [_row(keys, count, table) for keys, count in groups]
-    rows += [_row([key], 1, table) for key in conversions]
     return KernelListing(
         environment=table.environment,
-        rows=tuple(rows),
+        rows=tuple(_row(keys, count, table) for keys, count in groups),
+        conversions=tuple(_row([key], 1, table) for key in conversions),
         missing=len(table.missing([*wanted, *conversions])),
     )
 
@@ -92,12 +100,17 @@ def _check(job: KernelsJob) -> None:
         check_writable(job.save)
 
 
-def _loaded(path: Path) -> tuple[Model, Mapping[str, Array]]:
-    model = load_model(path)
-    check_sizes(model)
-    normalize_graph(model)
-    infer_shapes(model)
-    return model, made_up_feeds(model.inputs())
+def _loaded(job: KernelsJob, path: Path, watch: Watch) -> tuple[Model, Mapping[str, Array]]:
+    """The graph that would be quantized, and a sample."""
+    recipe = load_recipe(job.recipe)
+    source = load_model(path)
+    refuse_quantized(source)
+    check_sizes(source)
+    samples = open_source(recipe.samples.calibration, job.calibration, source.inputs(), limit=1)
+    watch.phase("prepare")
+    model = prepare(source, required_opset(recipe), recipe.prepare, None, watch)
+    feeds = next(iter(samples)).feeds if samples is not None else made_up_feeds(source.inputs())
+    return model, feeds
 
 
 def _grouped(nodes: NodeKeys) -> list[tuple[Sequence[KernelKey], int]]:
@@ -131,19 +144,23 @@ def _short(value: Any) -> str:
     return f"{value[0]}" if len(set(value)) == 1 else ",".join(map(str, value))
 
 
-COLUMNS = (Mode.FLOAT, Mode.STATIC, Mode.STATIC_FLOAT_RESULT, Mode.DYNAMIC, Mode.WEIGHT_ONLY)
+_SHOWN = (Mode.FLOAT, Mode.STATIC, Mode.STATIC_FLOAT_RESULT, Mode.DYNAMIC, Mode.WEIGHT_ONLY)
+
+COLUMNS = (
+    "operator", "inputs", "attributes", "nodes", *(mode.value.replace("_", " ") for mode in _SHOWN),
+    "layout, float", "layout, static", "static runs as",
+)  # fmt: skip
 
 
 def cells(row: KernelRow) -> tuple[str, ...]:
-    """A row as it is shown: what it is, its time in each mode of `COLUMNS`, what runs with integers."""
-    times = list(row.ms)
-    shown = [_milliseconds(row, mode) for mode in COLUMNS]
-    if times[0] in (Mode.QUANTIZE, Mode.DEQUANTIZE):
-        shown[0] = _milliseconds(row, Mode(times[0]))
-    return (row.op, row.inputs, row.attributes, f"{row.nodes}", *shown, row.kernels.get(Mode.STATIC, ""))
+    """A row as it is shown, in the order of `COLUMNS`."""
+    times = [milliseconds(row, mode) for mode in _SHOWN]
+    layouts = [f"{row.layout_ms[mode]:.4f}" if row.layout_ms.get(mode) else "" for mode in (Mode.FLOAT, Mode.STATIC)]
+    return (row.op, row.inputs, row.attributes, f"{row.nodes}", *times, *layouts, row.kernels.get(Mode.STATIC, ""))
 
 
-def _milliseconds(row: KernelRow, mode: Mode) -> str:
+def milliseconds(row: KernelRow, mode: str) -> str:
+    """A time as it is shown, `-` if there is none, and nothing for a mode that the node does not have."""
     if mode not in row.ms:
         return ""
     value = row.ms[mode]
