@@ -44,7 +44,8 @@ class KernelsJob(Noun, frozen=True, kw_only=True):
 class KernelRow(Noun, frozen=True, kw_only=True):
     """One node, or several alike, by mode: times, what a change of layout adds, and the operators that run.
 
-    A mode without a kernel of its own is missing; one that was not measured, or could not be, is null.
+    A mode that the node does not have is missing; one that was not measured, or could not be, is null, and `why` says
+    what onnxruntime said.
     """
 
     op: str
@@ -54,6 +55,7 @@ class KernelRow(Noun, frozen=True, kw_only=True):
     ms: dict[str, float | None]
     layout_ms: dict[str, float]
     kernels: dict[str, str]
+    why: dict[str, str]
 
 
 class KernelListing(Noun, frozen=True, kw_only=True):
@@ -129,6 +131,7 @@ def _row(keys: Sequence[KernelKey], count: int, table: CostTable) -> KernelRow:
         ms={mode: cost.ms if cost is not None else None for mode, cost in found.items()},
         layout_ms={mode: cost.layout_ms for mode, cost in found.items() if cost is not None and cost.ms is not None},
         kernels={mode: cost.kernel for mode, cost in found.items() if cost is not None and cost.ms is not None},
+        why={mode: cost.why for mode, cost in found.items() if cost is not None and cost.ms is None},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 import msgspec
@@ -113,14 +113,14 @@ def modes_of(node: Node) -> tuple[Mode, ...]:
     modes = [Mode.FLOAT]
     if node.domain not in _STANDARD:
         return tuple(modes)
-    weights = {operand for operand, _ in weight_operands(node)}
+    weights = {operand for operand, _ in weight_operands(node)} if node.op_type in _WITH_WEIGHTS else set()
     if OrtCpu().support(node.op_type, "") is not None or node.op_type == "ConvTranspose":
         modes.append(Mode.STATIC)
     if node.op_type in _PRODUCTS and 1 in weights:
         modes += [Mode.STATIC_FLOAT_RESULT, Mode.DYNAMIC]
     if node.op_type == "LSTM" and {1, 2} <= weights:
         modes.append(Mode.DYNAMIC)
-    return (*modes, Mode.WEIGHT_ONLY) if weights and node.op_type in _WITH_WEIGHTS else tuple(modes)
+    return (*modes, Mode.WEIGHT_ONLY) if weights else tuple(modes)
 
 
 def bias_node(node: Node) -> tuple[Node, int] | None:
@@ -162,9 +162,9 @@ def _operand(value: Value, shapes: Shapes, op: str) -> Operand | None:
     if shape is None or kind not in _TYPES:
         return None
     values: tuple[int | float, ...] | None = None
-    if constant and (kind[:5] != "float" or op in _DECIDING):
+    if constant and prod(shape) <= _MOST_VALUES and (kind[:5] != "float" or op in _DECIDING):
         array = constant_of(value)
-        if array is not None and array.size <= _MOST_VALUES:
+        if array is not None:
             if not np.isfinite(array).all():
                 return None
             values = tuple((array.astype(np.uint8) if kind == "bool" else array).reshape(-1).tolist())

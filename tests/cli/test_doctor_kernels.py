@@ -48,6 +48,21 @@ def test_common_operators(run: Run) -> None:
     assert all(time is not None for row in seen["rows"] for time in row["ms"].values())
 
 
+def test_what_cannot_be_measured_says_why(run: Run) -> None:
+    model = blank_model(17)
+    node = make_node("NonZero", [add_input(model, "x", "float32", (2, 8))], name="n", output="z")
+    cast = make_node("Cast", node.outputs, name="c", output="c", attributes={"to": 1})
+    gain = add_initializer(model.graph, "g", np.ones((1,), np.float32))
+    scaled = make_node("Mul", [cast.outputs[0], gain], name="m", output="y")
+    for one in (node, cast, scaled):
+        model.graph.append(one)
+    add_output(model, scaled.outputs[0])
+    Path("model.onnx").write_bytes(model.serialize())
+    seen = document(run("doctor", "--kernels", "model.onnx", "--json"))
+    assert all(row["ms"][mode] is None for row in seen["rows"] for mode in row["why"])
+    assert run("doctor", "--kernels", "model.onnx").code == 0
+
+
 def test_a_second_run_measures_nothing(run: Run, mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run("doctor", "--kernels", mlp, "--json")
 
