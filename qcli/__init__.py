@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qcli.analysis.nouns import AnalyzeJob as AnalyzeJob
     from qcli.analysis.work import analyze as analyze
     from qcli.check import check_job as check_job
+    from qcli.cost_listing import KernelsJob as KernelsJob
+    from qcli.cost_listing import list_kernels as list_kernels
     from qcli.doctor import examine as examine
     from qcli.errors import InputError as InputError
     from qcli.errors import NothingToDoError as NothingToDoError
@@ -51,6 +53,7 @@ _HOMES = {
     "analysis.work": ("analyze",),
     "check": ("check_job",),
     "side_by_side": ("CompareJob", "compare_models"),
+    "cost_listing": ("KernelsJob", "list_kernels"),
     "doctor": ("examine",),
     "errors": (
         "InputError",

@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from cost_graphs import conv, graph, with_bias
@@ -208,6 +209,7 @@ IMPOSSIBLE = {
     "odd group": _key(
         "Conv", DATA, Operand(shape=(4, 4, 3, 3), type="float32", constant=True), group=3, kernel_shape=(3, 3)
     ),
+    "odd parts": msgspec.structs.replace(_key("Split", DATA, axis=1, num_outputs=1), outputs=2),
     "no rank": _key("Conv", Operand(shape=(), type="float32"), Operand(shape=(), type="float32", constant=True)),
     "text": _key("Relu", Operand(shape=(1,), type="text")),
     "constants": _key("Relu", Operand(shape=(1,), type="float32", constant=True)),
