@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from qcli.benching.work import bench as bench
     from qcli.benching.work import bench_job as bench_job
     from qcli.check import check_job as check_job
+    from qcli.cost_listing import KernelsJob as KernelsJob
+    from qcli.cost_listing import list_kernels as list_kernels
     from qcli.doctor import examine as examine
     from qcli.errors import InputError as InputError
     from qcli.errors import NothingToDoError as NothingToDoError
@@ -59,6 +61,7 @@ _HOMES = {
     "benching.work": ("bench", "bench_job"),
     "check": ("check_job",),
     "side_by_side": ("CompareJob", "compare_models"),
+    "cost_listing": ("KernelsJob", "list_kernels"),
     "doctor": ("examine",),
     "errors": (
         "InputError",

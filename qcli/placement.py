@@ -200,8 +200,8 @@ def _tail(
     while (follower := sole_consumer(value)) is not None and len(tail) < 3 and refused(follower) is None:
         if follower.graph is not node.graph:
             break
-        if node.op_type == "MatMul" and not tail and (operand := _bias_operand(node, follower)) is not None:
-            bias = (follower, operand) if _joins_bias(node) else None
+        if node.op_type == "MatMul" and not tail and (operand := bias_operand(node, follower)) is not None:
+            bias = (follower, operand) if joins_bias(node) else None
         elif not _clips(follower, value) or support.tied:
             break
         tail.append(follower)
@@ -209,7 +209,7 @@ def _tail(
     return tuple(tail), bias
 
 
-def _bias_operand(layer: Node, follower: Node) -> int | None:
+def bias_operand(layer: Node, follower: Node) -> int | None:
     """The operand of an Add that holds a constant vector over the layer's output channels."""
     weight = dimensions(layer.inputs[1]) if layer.inputs[1] is not None else None
     if follower.op_type != "Add" or weight is None:
@@ -220,7 +220,7 @@ def _bias_operand(layer: Node, follower: Node) -> int | None:
     return None
 
 
-def _joins_bias(layer: Node) -> bool:
+def joins_bias(layer: Node) -> bool:
     """True if the runtime joins a MatMul and the Add behind it into a Gemm: for matrices and for fixed shapes.
 
     That Gemm is integer only if its bias is. Where the two stay apart, a bias in float is cheaper and exact.

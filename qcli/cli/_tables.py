@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qcli.benching.nouns import BenchReport
     from qcli.check import Findings
     from qcli.cookbook import Presets
+    from qcli.cost_listing import KernelListing
     from qcli.doctor import Diagnosis
     from qcli.inspect import Inspection
     from qcli.recipe import Recipe
@@ -142,6 +143,24 @@ def show_diagnosis(seen: Diagnosis, console: Console) -> None:
     console.print(_table(("operator", "integer kernel"), [(one.op, one.kernel or "none") for one in seen.kernels]))
     for note in seen.notes:
         console.print(f"\nnote: {note}", soft_wrap=True)
+
+
+def show_kernels(listing: KernelListing, console: Console) -> None:
+    """Times in milliseconds, a column for each mode."""
+    from qcli.cost_listing import COLUMNS, cells, milliseconds
+
+    console.print(_table(COLUMNS, [cells(row) for row in listing.rows]))
+    if listing.conversions:
+        rows = [(row.op, row.inputs, *(milliseconds(row, mode) for mode in row.ms)) for row in listing.conversions]
+        console.print()
+        console.print(_table(("conversion", "shape", "ms"), rows))
+    facts = listing.environment
+    threads = "1 thread" if facts.threads == 1 else f"{facts.threads} threads"
+    console.print(
+        f"\nmilliseconds on {facts.cpu}, {facts.isa}, onnxruntime {facts.onnxruntime}, {threads}", soft_wrap=True
+    )
+    if listing.missing:
+        console.print(f"{listing.missing} kernels are not in the table")
 
 
 def show_presets(presets: Presets, console: Console) -> None:
