@@ -57,9 +57,11 @@ def check_claims(path: Path, proto: onnx.ModelProto) -> None:
         _check_tensor(path, tensor)
     for node in _nodes(proto.graph):
         _check_constant(path, node)
+        _check_split(path, node)
     for function in proto.functions:
         for node in function.node:
             _check_constant(path, node)
+            _check_split(path, node)
             for tensor in _tensors_of(node):
                 if tensor.data_location == onnx.TensorProto.EXTERNAL:
                     problem = f"model '{path}': the function '{function.name}' has external data"
@@ -157,6 +159,14 @@ _CONSTANTS = {
     "value_string": onnx.AttributeProto.STRING,
     "value_strings": onnx.AttributeProto.STRINGS,
 }
+
+
+def _check_split(path: Path, node: onnx.NodeProto) -> None:
+    """onnx's shape inference reads beyond the end of a list if there are more outputs than a Split says."""
+    said = [item.i for item in node.attribute if item.name == "num_outputs"]
+    if node.op_type == "Split" and said and said[0] != len(node.output):
+        problem = f"model '{path}' is damaged: a Split into {said[0]} has {len(node.output)} outputs"
+        raise InputError(problem, "export or download it again")
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

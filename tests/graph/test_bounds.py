@@ -197,3 +197,16 @@ def test_an_empty_input_with_another_huge_axis_is_refused(tmp_path: Path) -> Non
     proto = proto_of([node("Relu", "x", "y")], {"x": [0, 2**40, 2**40]}, {"y": None})
     with pytest.raises(ResourceError):
         check_sizes(load_model(saved(proto, tmp_path / "model.onnx")))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_split_into_other_parts_than_it_says_is_refused(outputs: int, tmp_path: Path) -> None:
+    """onnx's shape inference ends the process there."""
+    names = [f"y{number}" for number in range(outputs)]
+    split = helper.make_node("Split", ["x"], names, num_outputs=2)
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", *names)]
+    graph = helper.make_graph([split], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=f"a Split into 2 has {outputs} outputs"):
+        load_model(tmp_path / "m.onnx")
