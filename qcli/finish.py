@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from qcli.apply import apply_plan
 from qcli.foretold import correct_as_foretold
 from qcli.graph import Model
@@ -51,7 +54,7 @@ class Finishing:
         self._watch = watch
         self._trial = trial
         self._inputs = inputs
-        self._known: float | None = None
+        self._known: _Heard | None = None
 
     @property
     def samples(self) -> int:
@@ -114,19 +117,46 @@ class Finishing:
             return
         before = self.solution
         if self._known is None:
-            self._known = self._decibels(before)
+            self._known = self._heard(before)
         if not work():
             self._watch.warn(f"{name} found nothing that it could change")
             return
-        after = self._decibels(self.solution)
-        if self._known is not None and (after is None or after < self._known):
-            change = f"went from {self._known:.1f} to {after:.1f} dB" if after is not None else "could not be compared"
-            self._watch.warn(f"{name} was undone: on calibration samples held out for it, the result {change}")
+        after = self._heard(self.solution)
+        refusal = _refusal(self._known, after)
+        if refusal:
+            self._watch.warn(f"{name} was undone: on calibration samples held out for it, the result {refusal}")
             self.solution = before
             return
         self._known = after
 
-    def _decibels(self, solution: Solution) -> float | None:
+    def _heard(self, solution: Solution) -> _Heard | None:
         if self._trial is None:
             return None
-        return self._trial.compare(apply_plan(self._model, self._plan, solution))
+        model = apply_plan(self._model, self._plan, solution)
+        whole, each = self._trial.compare(model), self._trial.compare_each(model)
+        return _Heard(whole, np.array(each)) if whole is not None and each is not None else None
+
+
+class _Heard(NamedTuple):
+    """Ratios in dB: of all samples together, and of each."""
+
+    whole: float
+    each: npt.NDArray[np.float64]
+
+
+def _refusal(before: _Heard | None, after: _Heard | None) -> str:
+    """What speaks against a change: no gain, or one that may be chance since samples differ more than it gains."""
+    if before is None:
+        return ""
+    if after is None:
+        return "could not be compared"
+    went = f"went from {before.whole:.1f} to {after.whole:.1f} dB"
+    gains = after.each - before.each
+    chance = gains.std(ddof=1) / np.sqrt(gains.size) if gains.size > 1 else 0.0
+    if after.whole < before.whole:
+        return went
+    certain = after.whole - before.whole >= _LEAST_DB and gains.mean() > chance
+    return "" if certain else f"{went}, which may be chance"
+
+
+_LEAST_DB = 0.2

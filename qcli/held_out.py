@@ -97,6 +97,10 @@ class Yardstick:
         """The same on every other sample, and on the rest."""
         return self._measured(quantized, 2)
 
+    def each(self, quantized: Model) -> tuple[float, ...] | None:
+        """The same sample by sample."""
+        return self._measured(quantized, max(1, len(self._references)))
+
     def _measured(self, quantized: Model, parts: int) -> tuple[float, ...] | None:
         """Values that are not finite in float do not count."""
         meters: list[dict[str, Sqnr]] = [{} for _ in range(parts)]
@@ -198,6 +202,10 @@ class Trial:
     def compare(self, quantized: Model) -> float | None:
         """The ratio of a model that is quantized already, on what is held out."""
         return self._held_out.decibels(quantized)
+
+    def compare_each(self, quantized: Model) -> tuple[float, ...] | None:
+        """The same sample by sample."""
+        return self._held_out.each(quantized)
 
     def _quantized(self, model: Model, samples: Samples) -> Model:
         infer_shapes(model)

@@ -204,3 +204,20 @@ def test_other_ranges_keep_corrected_biases(tmp_path: Path) -> None:
         assert not np.array_equal(settled.codes[key], codes[key])
     again = with_fitting_biases(known.source, known.plan, known.solution)
     assert again is not None and all(np.array_equal(again.codes[key], known.solution.codes[key]) for key in biases)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ([30.0, 31.0, 29.0], [31.0, 32.0, 30.0], ""),
+        ([30.0, 31.0, 29.0], [30.1, 31.1, 29.1], "which may be chance"),
+        ([30.0, 31.0, 29.0], [29.0, 31.0, 29.0], "went from 30.0 to 29.7 dB"),
+        ([30.0, 30.0, 30.0, 30.0], [36.0, 29.0, 29.5, 29.5], "which may be chance"),
+        ([30.0], [31.0], ""),
+    ],
+)
+def test_a_gain_has_to_be_more_than_chance(before: list[float], after: list[float], said: str) -> None:
+    old, new = (qcli.finish._Heard(float(np.mean(each)), np.array(each)) for each in (before, after))
+    refusal = qcli.finish._refusal(old, new)
+    assert (said in refusal) if said else refusal == ""
+    assert qcli.finish._refusal(None, new) == "" and qcli.finish._refusal(old, None) == "could not be compared"

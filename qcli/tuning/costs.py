@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from qcli.analysis.measure import Variant, run_variants
 from qcli.analysis.simulate import Simulation, simulate
@@ -22,6 +23,14 @@ from qcli.tuning.parts import Network, Part, network_of
 from qcli.types import Array, Plan, Role
 from qcli.watch import Watch
 
+
+class Machine(NamedTuple):
+    """Threads inside an operator, where time is measured, and cores to spread other work over."""
+
+    threads: int
+    cores: int
+
+
 _COMPARED = 6
 """Samples that noise is measured on: it ranks parts, whole candidates are measured on all samples."""
 
@@ -29,11 +38,19 @@ _QUANTIZE_MS, _DEQUANTIZE_MS = 3e-7, 2e-7
 """For one number, where the profile shows no conversion."""
 
 
-def costs_of(base: Base, samples: Sequence[Sample], threads: int, cores: int, watch: Watch) -> tuple[Network, Costs]:
-    """The network of a base, and what its parts cost."""
+def network_for(base: Base, sample: Sample) -> tuple[Network, Simulation]:
+    """The network of a base, and the simulation that measures the noise of its parts."""
     model, plan = base.prepared.model, base.plan
     simulation = simulate(model, plan, base.solution)
-    network = network_of(model, plan, simulation, concrete_shapes(model, samples[0].feeds))
+    return network_of(model, plan, simulation, concrete_shapes(model, sample.feeds)), simulation
+
+
+def costs_of(
+    base: Base, found: tuple[Network, Simulation], samples: Sequence[Sample], machine: Machine, watch: Watch
+) -> Costs:
+    """What the parts of a base's network cost."""
+    model, plan = base.prepared.model, base.plan
+    (network, simulation), (threads, cores) = found, machine
     noise = _noise(network, simulation, tuple(islice(samples, _COMPARED)), cores, watch)
     quantized, floats = _profiled(apply_plan(model, plan, base.solution), model, samples[0].feeds, threads)
     static = _static(network, plan)
@@ -44,7 +61,7 @@ def costs_of(base: Base, samples: Sequence[Sample], threads: int, cores: int, wa
             zip(_by_part(network.parts, quantized), _by_part(network.parts, floats), strict=True)
         )
     ]
-    return network, Costs(tuple(own), noise, _borders(network, static, rates))
+    return Costs(tuple(own), noise, _borders(network, static, rates))
 
 
 def _noise(
@@ -119,11 +136,13 @@ def _outer(network: Network, number: int, rates: tuple[float, float]) -> Iterabl
             yield edge.elements * rates[1]
 
 
-def _borders(network: Network, static: Sequence[bool], rates: tuple[float, float]) -> dict[tuple[int, int], float]:
+def _borders(
+    network: Network, static: Sequence[bool], rates: tuple[float, float]
+) -> tuple[tuple[int, int, float], ...]:
     """What two neighbours pay if one of them is not integer: half a conversion either way, and a bit for its launch."""
     found: dict[tuple[int, int], float] = {}
     for edge in network.edges:
         if edge.giver is not None and edge.reader is not None and static[edge.giver] and static[edge.reader]:
             pair = (min(edge.giver, edge.reader), max(edge.giver, edge.reader))
             found[pair] = found.get(pair, 0.0) + edge.elements * sum(rates) / 2
-    return found
+    return tuple((one, other, cost) for (one, other), cost in found.items())

@@ -12,20 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcli.tuning.cut import least_cost
+from qcli.types import Noun
 
 _PRICES = 96
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(Noun, frozen=True):
     """Of each part, as [integer, otherwise] pairs: `ms` and `noise`, the power relative to the output's.
 
-    `borders` are the ms that two parts pay for converting between them if one of them is integer and one is not.
+    `crossings` are (part, part, ms): what two parts pay for converting between them if one is integer and one is not.
     """
 
     ms: tuple[tuple[float, float], ...]
     noise: tuple[tuple[float, float], ...]
-    borders: dict[tuple[int, int], float]
+    crossings: tuple[tuple[int, int, float], ...]
+
+    @property
+    def borders(self) -> dict[tuple[int, int], float]:
+        return {(one, other): cost for one, other, cost in self.crossings}
 
 
 @dataclass(frozen=True)

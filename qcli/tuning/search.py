@@ -34,7 +34,7 @@ class PartSearch:
         """
         if (yield from self._search(attempt)) is None:
             exact = tuple((noise, 0.0) for noise, _ in self._costs.noise)
-            self._costs = Costs(self._costs.ms, exact, self._costs.borders)
+            self._costs = Costs(self._costs.ms, exact, self._costs.crossings)
             self._rules, self._what = untouched, "as they were"
             yield from self._search(attempt)
 

@@ -8,7 +8,9 @@ from time import perf_counter
 
 import msgspec
 
+from qcli.analysis.simulate import Simulation
 from qcli.cache import find_document, keep_document, key_of_facts
+from qcli.dataset import Sample
 from qcli.errors import Interrupted, NothingToDoError, QcliError, UsageError
 from qcli.files import check_distinct, check_writable, scratch_folder
 from qcli.graph import load_model, save_model
@@ -19,11 +21,13 @@ from qcli.recipe import Recipe, load_recipe
 from qcli.report import Report, environment, file_facts
 from qcli.side_by_side import CompareJob, compare_models
 from qcli.tuning.base import Base, Built, build, settle
-from qcli.tuning.costs import costs_of
+from qcli.tuning.costs import Machine, costs_of, network_for
 from qcli.tuning.files import tune_writer, write_plan, write_tuning
+from qcli.tuning.front import Costs
 from qcli.tuning.judge import Judge, check_resolution, drop_of, shards
 from qcli.tuning.limits import best_of, front, is_accurate, missed
 from qcli.tuning.nouns import Candidate, Outcome, TuneJob, TuneReport
+from qcli.tuning.parts import Network
 from qcli.tuning.search import PartSearch
 from qcli.watch import Watch
 
@@ -217,10 +221,23 @@ class _Search:
             return
         self._watch.phase("measure parts")
         samples = list(islice(self._judge.sample(), 8))
-        network, costs = costs_of(base, samples, self._job.threads or 1, threads_of(self._job), self._watch)
-        for _ in PartSearch(base.name, network, costs, self._job.limits).run(self._try):
+        found = network_for(base, samples[0])
+        costs = self._costs(base, found, samples)
+        for _ in PartSearch(base.name, found[0], costs, self._job.limits).run(self._try):
             if not self._time_left():
                 return
+
+    def _costs(self, base: Base, found: tuple[Network, Simulation], samples: list[Sample]) -> Costs:
+        """Measured once, so that a search that goes on where another one ended looks at the same front."""
+        key = key_of_facts(["costs", self._key(base, Candidate(recipe=base.name, why=""))])
+        known = find_document(key) if self._job.cache else None
+        if known is not None:
+            return msgspec.json.decode(known, type=Costs)
+        machine = Machine(self._job.threads or 1, threads_of(self._job))
+        costs = costs_of(base, found, samples, machine, self._watch)
+        if self._job.cache:
+            keep_document(key, msgspec.json.encode(costs))
+        return costs
 
     def _key(self, base: Base, candidate: Candidate) -> str:
         digest = base.prepared.calibration.digest() if base.prepared.calibration is not None else None

@@ -9,7 +9,7 @@ import pytest
 from conftest import SAMPLE_MODELS
 
 from qcli.tuning.base import Base, build, settle
-from qcli.tuning.costs import costs_of
+from qcli.tuning.costs import Machine, costs_of, network_for
 from qcli.tuning.front import Costs
 from qcli.tuning.nouns import Candidate, TuneJob
 from qcli.tuning.parts import Network, without
@@ -25,7 +25,9 @@ def made(recipe: str, folder: Path) -> tuple[TuneJob, Base, Network, Costs]:
     job = TuneJob(**home, recipe=recipe, settings=(gray,), samples=8, output=folder / "o.onnx", threads=1, cache=False)
     base = settle(job, recipe, Watch())
     assert base.prepared.calibration is not None
-    return job, base, *costs_of(base, list(base.prepared.calibration), 1, 2, Watch())
+    samples = list(base.prepared.calibration)
+    found = network_for(base, samples[0])
+    return job, base, found[0], costs_of(base, found, samples, Machine(1, 2), Watch())
 
 
 def test_every_part_has_times_and_noise(tmp_path: Path) -> None:

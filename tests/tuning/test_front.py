@@ -18,7 +18,7 @@ def networks(draw: st.DrawFn) -> Costs:
     count = draw(st.integers(1, 7))
     ms = tuple(draw(st.tuples(TIME, TIME)) for _ in range(count))
     noise = tuple((draw(NOISE), 0.0) for _ in range(count))
-    return Costs(ms, noise, {(part, part + 1): draw(TIME) for part in range(count - 1)})
+    return Costs(ms, noise, tuple((part, part + 1, draw(TIME)) for part in range(count - 1)))
 
 
 @settings(max_examples=100)
@@ -46,15 +46,15 @@ def test_nothing_lies_below_the_line_through_the_front(costs: Costs) -> None:
 
 def test_an_island_costs_its_borders() -> None:
     costs = Costs(
-        ((1.0, 5.0), (2.0, 1.5), (1.0, 5.0)), ((0.1, 0.0), (0.1, 0.0), (0.1, 0.0)), {(0, 1): 0.2, (1, 2): 0.2}
+        ((1.0, 5.0), (2.0, 1.5), (1.0, 5.0)), ((0.1, 0.0), (0.1, 0.0), (0.1, 0.0)), ((0, 1, 0.2), (1, 2, 0.2))
     )
     assert foretold(costs)[0].out == (False, True, False)
-    dear = Costs(costs.ms, costs.noise, {(0, 1): 0.4, (1, 2): 0.4})
+    dear = Costs(costs.ms, costs.noise, ((0, 1, 0.4), (1, 2, 0.4)))
     assert foretold(dear)[0].out == (False, False, False)
 
 
 def test_nothing_to_divide() -> None:
-    assert foretold(Costs((), (), {})) == ()
+    assert foretold(Costs((), (), ())) == ()
 
 
 @given(networks())

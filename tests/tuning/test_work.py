@@ -141,7 +141,7 @@ def test_the_float_model_where_nothing_else_is_accurate(tmp_path: Path) -> None:
 
 
 def test_the_second_search_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = job(tmp_path, "mlp", settings=(), limits=Limits(min_sqnr=20.0))
+    given = job(tmp_path, "mlp", settings=(), limits=Limits(min_sqnr=20.0), time_limit=600.0)
     first = tune(given)
     asked: list[object] = []
     accuracy = qcli.tuning.judge.Judge.accuracy
