@@ -64,10 +64,16 @@ def settle(job: TuneJob, recipe: str, watch: Watch, shard: tuple[int, int] | Non
 
 def build(base: Base, candidate: Candidate, job: TuneJob, watch: Watch) -> Built | None:
     """The model of a candidate; None if its rules leave nothing to quantize."""
-    prepared = base.prepared
-    if not candidate.rules:
-        return Built(apply_plan(prepared.model, base.plan, base.solution), base.plan)
-    recipe = _with_rules(prepared.recipe, candidate.rules)
+    solved = replanned(base, candidate.rules, job, watch)
+    return None if solved is None else Built(apply_plan(base.prepared.model, *solved), solved.plan)
+
+
+def replanned(base: Base, rules: tuple[Rule, ...], job: TuneJob, watch: Watch) -> Solved | None:
+    """A base's plan with rules on top of its recipe, solved; None if they leave nothing to quantize."""
+    prepared, known = base.prepared, Solved(base.plan, base.solution)
+    if not rules:
+        return known
+    recipe = _with_rules(prepared.recipe, rules)
     try:
         plan = _as_decided(make_plan(prepared.model, recipe), base.plan)
         base.ground.measure((plan,), job, watch)
@@ -75,9 +81,8 @@ def build(base: Base, candidate: Candidate, job: TuneJob, watch: Watch) -> Built
     except QcliError:
         return None
     plan = _as_decided(refined, base.plan)
-    known = Solved(base.plan, base.solution)
     solution = solve_again(prepared.model, plan, base.ground.statistics, known, threads_of(job))
-    return Built(apply_plan(prepared.model, plan, solution), plan)
+    return Solved(plan, solution)
 
 
 def _as_decided(plan: Plan, base: Plan) -> Plan:

@@ -1,25 +1,31 @@
-"""What each part costs, integer and not: times from profiles of both whole models, noise from a simulation.
+"""What each part costs in each way: times from profiles of whole models, noise from a simulation.
 
-Kernels timed alone mislead, since the runtime fuses and lays out whole networks. Conversions are known by the values
-between parts: what a number takes to convert is found in the profile as well.
+Kernels timed alone mislead, since the runtime fuses and lays out whole networks. So for each way the whole model is
+profiled with every part in it that can be. Conversions are known by the values between parts: what a number takes to
+convert is found in the profile as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 from qcli.analysis.measure import Variant, run_variants
-from qcli.analysis.simulate import Simulation, simulate
+from qcli.analysis.simulate import Layer, Simulation, simulate
 from qcli.apply import apply_plan
 from qcli.dataset import Sample
 from qcli.files import scratch_folder
 from qcli.graph import Model, concrete_shapes, save_model
 from qcli.profile import NodeTime, profiles
-from qcli.tuning.base import Base
-from qcli.tuning.front import Costs
+from qcli.solve import Solved
+from qcli.tuning.base import Base, replanned
+from qcli.tuning.cost_sums import Costs
+from qcli.tuning.nouns import TuneJob
 from qcli.tuning.parts import Network, Part, network_of
+from qcli.tuning.stored_bytes import float_bytes, plan_bytes
+from qcli.tuning.ways import BLOCKS, DYNAMIC, RECIPE, STORED, UNTOUCHED, WAYS
 from qcli.types import Array, Plan, Role
 from qcli.watch import Watch
 
@@ -29,6 +35,15 @@ class Machine(NamedTuple):
 
     threads: int
     cores: int
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A plan with all parts in one way that can be, by number. `parts` are those whose entries became others."""
+
+    way: int
+    solved: Solved
+    parts: frozenset[int]
 
 
 _COMPARED = 6
@@ -45,54 +60,137 @@ def network_for(base: Base, sample: Sample) -> tuple[Network, Simulation]:
     return network_of(model, plan, simulation, concrete_shapes(model, sample.feeds)), simulation
 
 
+def uniforms(base: Base, network: Network, job: TuneJob, watch: Watch) -> tuple[Uniform, ...]:
+    """The plans with everything in one way, without those that change nothing."""
+    found = []
+    for number, way in enumerate(WAYS):
+        able = [place for place, part in enumerate(network.parts) if way.takes(part)]
+        solved = replanned(base, way.of([network.parts[place] for place in able]), job, watch) if able else None
+        if solved is None or way is RECIPE:
+            continue
+        changed = frozenset(place for place in able if _differ(network.parts[place], base.plan, solved.plan))
+        if changed:
+            found.append(Uniform(number, solved, changed))
+    return tuple(found)
+
+
+def _differ(part: Part, first: Plan, second: Plan) -> bool:
+    names = frozenset(part.names)
+    entries = [[entry for entry in plan.entries if entry.site.node in names] for plan in (first, second)]
+    return entries[0] != entries[1]
+
+
 def costs_of(
-    base: Base, found: tuple[Network, Simulation], samples: Sequence[Sample], machine: Machine, watch: Watch
+    base: Base,
+    found: tuple[Network, Simulation],
+    others: Sequence[Uniform],
+    samples: Sequence[Sample],
+    machine: Machine,
 ) -> Costs:
-    """What the parts of a base's network cost."""
-    model, plan = base.prepared.model, base.plan
-    (network, simulation), (threads, cores) = found, machine
-    noise = _noise(network, simulation, tuple(islice(samples, _COMPARED)), cores, watch)
-    quantized, floats = _profiled(apply_plan(model, plan, base.solution), model, samples[0].feeds, threads)
-    static = _static(network, plan)
+    """What the parts of a base's network cost. UNTOUCHED is there for each part, with no noise."""
+    network, simulation = found
+    model = base.prepared.model
+    plans = [apply_plan(model, base.plan, base.solution)]
+    timed = [one for one in others if WAYS[one.way] not in (STORED, UNTOUCHED)]
+    plans += [apply_plan(model, *one.solved) for one in timed]
+    quantized, floats, *rest = _profiled([plans[0], model, *plans[1:]], model, samples[0].feeds, machine.threads)
+    static = static_parts(network, base.plan)
     rates = _rates(network, static, quantized)
-    own = [
-        (integer + sum(_outer(network, number, rates) if static[number] else ()), usual)
-        for number, (integer, usual) in enumerate(
-            zip(_by_part(network.parts, quantized), _by_part(network.parts, floats), strict=True)
-        )
-    ]
-    return Costs(tuple(own), noise, _borders(network, static, rates))
+    own, usual = _by_part(network.parts, quantized), _by_part(network.parts, floats)
+    times: list[list[float | None]] = [[None] * len(WAYS) for _ in network.parts]
+    for place, part_times in enumerate(times):
+        part_times[0] = own[place] + (sum(_outer(network, place, rates)) if static[place] else 0.0)
+        part_times[WAYS.index(UNTOUCHED)] = usual[place]
+    for one in others:
+        rows = rest[timed.index(one)] if one in timed else floats
+        for place, ms in enumerate(_by_part(network.parts, rows)):
+            if place in one.parts:
+                times[place][one.way] = ms
+    return Costs(
+        ms=tuple(tuple(part_times) for part_times in times),
+        noise=_noise(base, found, others, samples, machine.cores),
+        bytes=_bytes(base, network, others),
+        crossings=_borders(network, static, rates),
+        rest=(_total(quantized) - sum(own) - sum(_conversions(quantized)), _total(floats) - sum(usual)),
+        float_ms=_total(floats),
+        float_bytes=float(float_bytes(model)),
+    )
+
+
+def _total(rows: Iterable[NodeTime]) -> float:
+    return sum(row.ms for row in rows)
+
+
+def _conversions(rows: Iterable[NodeTime]) -> Iterable[float]:
+    return (row.ms for row in rows if row.op in ("QuantizeLinear", "DequantizeLinear") and not row.sources)
+
+
+def _bytes(base: Base, network: Network, others: Sequence[Uniform]) -> tuple[tuple[float, ...], ...]:
+    model = base.prepared.model
+    columns = {0: plan_bytes(model, network.parts, Solved(base.plan, base.solution))}
+    columns |= {one.way: plan_bytes(model, network.parts, one.solved) for one in others}
+    columns[WAYS.index(UNTOUCHED)] = plan_bytes(model, network.parts, None)
+    usual = columns[WAYS.index(UNTOUCHED)]
+    return tuple(
+        tuple(columns.get(way, usual)[place] for way in range(len(WAYS))) for place in range(len(network.parts))
+    )
 
 
 def _noise(
-    network: Network, simulation: Simulation, samples: Iterable[Sample], cores: int, watch: Watch
-) -> tuple[tuple[float, float], ...]:
-    """Of each part alone, with all its quantizers and with those of its weights only."""
-    wanted = [_variants(part) for part in network.parts]
-    everything = frozenset(switch for pair in wanted for switch in pair[0])
-    variants = {variant for pair in wanted for variant in pair if variant} | {everything}
-    losses = run_variants(simulation, samples, sorted(variants, key=sorted), cores, watch.progress)
+    base: Base, found: tuple[Network, Simulation], others: Sequence[Uniform], samples: Sequence[Sample], cores: int
+) -> tuple[tuple[float, ...], ...]:
+    """Of each part alone: with all its quantizers, with those of its weights, with those of another way."""
+    network, simulation = found
+    few = tuple(islice(samples, _COMPARED))
+    whole, alone = _powers(simulation, [_switches(part) for part in network.parts], few, cores)
+    stored = [frozenset(switch for switch in (part.weights,) if switch is not None) for part in network.parts]
+    columns = {0: alone, WAYS.index(STORED): _powers(simulation, stored, few, cores)[1]}
+    for one in others:
+        if WAYS[one.way] in (DYNAMIC, BLOCKS):
+            columns[one.way] = _other_noise(base, network, one, few, cores)
+    total = sum(alone)
+    scale = whole / total if total else 1.0  # noise of several parts adds up but roughly
+    silent = [0.0] * len(network.parts)
+    return tuple(
+        tuple(scale * columns.get(way, silent)[place] for way in range(len(WAYS)))
+        for place in range(len(network.parts))
+    )
+
+
+def _other_noise(base: Base, network: Network, one: Uniform, samples: Sequence[Sample], cores: int) -> list[float]:
+    simulation = simulate(base.prepared.model, *one.solved)
+    layers: dict[str, Layer] = {layer.key: layer for layer in simulation.layers}
+    chosen = [
+        frozenset(layers[part.key].switches()) if place in one.parts and part.key in layers else frozenset()
+        for place, part in enumerate(network.parts)
+    ]
+    return _powers(simulation, chosen, samples, cores)[1]
+
+
+def _powers(
+    simulation: Simulation, chosen: Sequence[Variant], samples: Iterable[Sample], cores: int
+) -> tuple[float, list[float]]:
+    """The noise of all variants at once, and of each."""
+    everything: Variant = frozenset(switch for variant in chosen for switch in variant)
+    variants = {variant for variant in (*chosen, everything) if variant}
+    losses = run_variants(simulation, samples, sorted(variants, key=sorted), cores, lambda *_: None) if variants else {}
     power = {variant: 10 ** (-loss / 10) for variant, loss in losses.items()}
-    found = [(power.get(both, 0.0), power.get(weights, 0.0)) for both, weights in wanted]
-    total = sum(both for both, _ in found)
-    scale = power[everything] / total if total else 1.0  # noise of several parts adds up but roughly
-    return tuple((both * scale, weights * scale) for both, weights in found)
+    return power.get(everything, 0.0), [power.get(variant, 0.0) for variant in chosen]
 
 
-def _variants(part: Part) -> tuple[Variant, Variant]:
-    weights = frozenset(switch for switch in (part.weights,) if switch is not None)
-    return weights | frozenset(switch for switch in (part.activations,) if switch is not None), weights
+def _switches(part: Part) -> Variant:
+    return frozenset(switch for switch in (part.weights, part.activations) if switch is not None)
 
 
 def _profiled(
-    quantized: Model, source: Model, feeds: Mapping[str, Array], threads: int
+    models: Sequence[Model], source: Model, feeds: Mapping[str, Array], threads: int
 ) -> tuple[tuple[NodeTime, ...], ...]:
-    """The nodes of the quantized model and of its float form, run in turn."""
+    """The nodes of models, run in turn."""
     with scratch_folder() as folder:
         paths = []
-        for name, model in (("quantized", quantized), ("float", source)):
-            (folder / name).mkdir()
-            paths.append(folder / name / "model.onnx")
+        for number, model in enumerate(models):
+            (folder / str(number)).mkdir()
+            paths.append(folder / str(number) / "model.onnx")
             save_model(model, paths[-1])
         return profiles(paths, source, feeds, threads=threads)
 
@@ -102,13 +200,14 @@ def _by_part(parts: Sequence[Part], rows: Iterable[NodeTime]) -> list[float]:
     homes = {name: number for number, part in enumerate(parts) for name in part.names}
     found = [0.0] * len(parts)
     for row in rows:
-        owners = [homes[name] for name in (row.main, *row.sources) if name in homes]
+        beside = row.beside if row.op == "DynamicQuantizeLinear" else ()
+        owners = [homes[name] for name in (row.main, *row.sources, *beside) if name in homes]
         if owners:
             found[owners[0]] += row.ms
     return found
 
 
-def _static(network: Network, plan: Plan) -> list[bool]:
+def static_parts(network: Network, plan: Plan) -> list[bool]:
     """Which parts read and write codes."""
     coded = {entry.site.node for entry in plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)}
     return [any(name in coded for name in part.names) for part in network.parts]

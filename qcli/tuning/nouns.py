@@ -12,6 +12,7 @@ from qcli.report import Environment, FileFacts, Report
 from qcli.types import Noun, Rule
 
 Objective = Literal["latency", "size", "accuracy"]
+Strategy = Literal["front", "greedy", "exhaustive"]
 
 MARGIN_DB = 0.5
 """By so much a candidate exceeds the ratio asked for, since other samples than those of the search will judge it."""
@@ -66,11 +67,15 @@ class TuneJob(QuantizeJob, frozen=True, kw_only=True):
 
 
 class Candidate(Noun, frozen=True, kw_only=True):
-    """One way to quantize the model: a recipe, and rules on top of it that take nodes out."""
+    """One way to quantize the model: a recipe, and rules on top of it that make nodes compute in other ways.
+
+    `foretold` is the time that it was expected to take, as a multiple of the float model's; None where nothing was.
+    """
 
     recipe: str
     why: str
     rules: tuple[Rule, ...] = ()
+    foretold: float | None = None
 
 
 class Outcome(Noun, frozen=True, kw_only=True):

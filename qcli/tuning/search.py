@@ -1,96 +1,165 @@
-"""The search itself: whole recipes first, then parts of the best taken out, every step made into a model and measured.
+"""What to try next: divisions of one recipe's network, as costs and noise foretell them.
 
-What is foretold (`front.py`) only says what to try next. Along the front from the fastest to the most exact plan, the
-fastest that keeps the limits is found by halving; its neighbours, one part more or less, are tried from then on.
+Along the front from the cheapest to the most exact plan, the cheapest that keeps the limits is found by halving; its
+neighbours, one part or two in another way, are tried from then on. To compare with, on small networks, there are
+all plans that exist, and a greedy walk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from math import inf, prod
+from typing import Literal, NamedTuple
 
-from qcli.tuning.front import Costs, Division, divided, foretold, steps_between, turned
-from qcli.tuning.limits import is_accurate
-from qcli.tuning.nouns import Candidate, Limits, Outcome
-from qcli.tuning.parts import Network, untouched, without
+import msgspec
 
-Try = Callable[[Candidate], Outcome | None]
-"""Makes and measures a candidate; None if there is no such model."""
+from qcli.errors import UsageError
+from qcli.tuning.cost_sums import Costs
+from qcli.tuning.front import Division, cheaper, everything, foretold, greedy, steps_between
+from qcli.tuning.limits import is_accurate, is_kept
+from qcli.tuning.nouns import MARGIN_DB, Candidate, Limits, Objective, Outcome, Strategy
+from qcli.tuning.parts import Network
+from qcli.tuning.ways import rules_for, told
+
+Try = Callable[[Sequence[Candidate]], list[Outcome | None]]
+"""Makes and measures candidates; None for each of which there is no model."""
+
+Found = tuple[Division, Outcome]
+
+_MOST_PLANS = 4096
+_BETTER = 1.02
+_NEIGHBOURS = 12
+_MORE_NOISE = 1.5
+"""How much more noise than the best has may be tried where the limit is not about noise."""
+
+
+class Aim(NamedTuple):
+    """What is searched for, how, and how many candidates are tried at a time."""
+
+    limits: Limits
+    objective: Objective
+    strategy: Strategy = "front"
+    at_once: int = 1
 
 
 class PartSearch:
-    """Divisions of one recipe's network: parts compute in float with weights stored as integers, or stay untouched."""
+    """A search among the divisions of one recipe's network."""
 
-    def __init__(self, recipe: str, network: Network, costs: Costs, limits: Limits) -> None:
+    def __init__(self, recipe: str, network: Network, costs: Costs, aim: Aim) -> None:
         self._recipe = recipe
         self._network = network
         self._costs = costs
-        self._limits = limits
-        self._rules, self._what = without, "float"
+        self._prices = costs.prices(aim.objective)
+        self._aim = aim
 
     def run(self, attempt: Try) -> Iterator[Outcome]:
-        """The outcomes, as they are found; ends when no neighbour of the best is faster.
+        """The outcomes, as they are found; ends where nothing better is foretold.
 
-        Where integers are too coarse for the weights alone, parts stay as they were.
+        Raises UsageError if there are too many plans to try all of them.
         """
-        if (yield from self._search(attempt)) is None:
-            exact = tuple((noise, 0.0) for noise, _ in self._costs.noise)
-            self._costs = Costs(self._costs.ms, exact, self._costs.crossings)
-            self._rules, self._what = untouched, "as they were"
-            yield from self._search(attempt)
+        search = {"front": self._along_front, "greedy": self._greedy, "exhaustive": self._exhaustive}
+        yield from search[self._aim.strategy](attempt)
 
-    def _search(self, attempt: Try) -> Generator[Outcome, None, Outcome | None]:
-        plans = foretold(self._costs)
-        best = yield from self._fastest(plans, attempt)
+    def _exhaustive(self, attempt: Try) -> Iterator[Outcome]:
+        count = prod(len(self._prices.choices(part)) for part in range(len(self._prices.own)))
+        if count > _MOST_PLANS:
+            hint = "leave out --search exhaustive, or restrict the network with the rules of a recipe"
+            raise UsageError(f"{len(self._network.parts)} parts make {count} plans, which are too many to try all", hint)
+        plans = tuple(everything(self._prices))
+        for start in range(0, len(plans), self._aim.at_once):
+            yield from _outcomes(self._tried(plans[start : start + self._aim.at_once], attempt))
+
+    def _greedy(self, attempt: Try) -> Iterator[Outcome]:
+        for division in greedy(self._prices):
+            for _, outcome in self._tried([division], attempt):
+                yield outcome
+                if self._is_good(outcome) != (self._aim.objective == "accuracy"):
+                    return
+
+    def _along_front(self, attempt: Try) -> Generator[Outcome]:
+        plans = foretold(self._prices)
+        best = yield from self._first_good(plans, attempt)
         if best is None:
-            return None
+            return
         number = plans.index(best[0])
         if number:
-            finer = yield from self._fastest(tuple(steps_between(self._costs, plans[number - 1], best[0])), attempt)
-            best = finer if finer is not None and finer[1].speedup > best[1].speedup else best
-        improved = True
-        while improved:
-            improved = False
-            for division in self._neighbours(best[0]):
-                tried = attempt(self._candidate(division))
-                if tried is None:
-                    continue
-                yield tried
-                if is_accurate(tried, self._limits) and tried.speedup > best[1].speedup * _BETTER:
-                    best, improved = (division, tried), True
-                    break
-        return best[1]
+            between = tuple(steps_between(self._prices, plans[number - 1], best[0]))
+            finer = yield from self._first_good(between, attempt)
+            best = finer if finer is not None and self._is_better(finer[1], best[1]) else best
+        while best is not None and self._aim.objective != "accuracy":
+            best = yield from self._nearer(best, attempt)
 
-    def _fastest(
-        self, plans: Sequence[Division], attempt: Try
-    ) -> Generator[Outcome, None, tuple[Division, Outcome] | None]:
-        """The first accurate one of plans that get slower and more accurate: half of what is left falls each time."""
-        best: tuple[Division, Outcome] | None = None
-        low, high = 0, len(plans) - 1
+    def _nearer(self, best: Found, attempt: Try) -> Generator[Outcome, None, Found | None]:
+        """A neighbour that is better; None if there is none."""
+        near = cheaper(self._prices, best[0], self._noise_allowed(best), _NEIGHBOURS)
+        for start in range(0, len(near), self._aim.at_once):
+            found = self._tried(near[start : start + self._aim.at_once], attempt)
+            yield from _outcomes(found)
+            better = [one for one in found if self._is_good(one[1]) and self._is_better(one[1], best[1])]
+            if better:
+                return max(better, key=lambda one: self._merit(one[1]))
+        return None
+
+    def _first_good(self, plans: Sequence[Division], attempt: Try) -> Generator[Outcome, None, Found | None]:
+        """The first good one of plans that get more and more so: of what is left, a half or less stays each time.
+
+        Where accuracy is the objective, plans are good as long as they are small and fast enough, so the order turns.
+        """
+        order = plans[::-1] if self._aim.objective == "accuracy" else plans
+        best: Found | None = None
+        low, high = 0, len(order) - 1
         while low <= high:
-            middle = (low + high) // 2
-            outcome = attempt(self._candidate(plans[middle]))
-            if outcome is not None:
-                yield outcome
-            if outcome is not None and is_accurate(outcome, self._limits):
-                best, high = (plans[middle], outcome), middle - 1
+            places = _spread(low, high, self._aim.at_once)
+            found = self._tried([order[place] for place in places], attempt)
+            yield from _outcomes(found)
+            good = {division.ways for division, outcome in found if self._is_good(outcome)}
+            first = next((place for place in places if order[place].ways in good), None)
+            if first is not None:
+                best = next(one for one in found if one[0].ways == order[first].ways)
+                low = max((place + 1 for place in places if place < first), default=low)
+                high = first - 1
             else:
-                low = middle + 1
+                low = places[-1] + 1
         return best
 
-    def _neighbours(self, division: Division) -> Sequence[Division]:
-        """One part more or less, where that is foretold to be faster, the most promising first."""
-        found = []
-        for number in range(len(division.out)):
-            near = divided(self._costs, turned(division.out, number))
-            if near.ms < division.ms:
-                found.append(near)
-        return sorted(found, key=lambda near: near.ms)[:_NEIGHBOURS]
+    def _tried(self, divisions: Sequence[Division], attempt: Try) -> list[Found]:
+        outcomes = attempt([self._candidate(division) for division in divisions])
+        return [(one, outcome) for one, outcome in zip(divisions, outcomes, strict=True) if outcome is not None]
 
     def _candidate(self, division: Division) -> Candidate:
-        parts = tuple(part for part, out in zip(self._network.parts, division.out, strict=True) if out)
-        why = f"{len(parts)} of {len(division.out)} parts {self._what}" if parts else "as it is"
-        return Candidate(recipe=self._recipe, why=why, rules=self._rules(parts))
+        return Candidate(
+            recipe=self._recipe,
+            why=told(division.ways),
+            rules=rules_for(self._network.parts, division.ways),
+            foretold=self._costs.time(division.ways),
+        )
+
+    def _is_good(self, outcome: Outcome) -> bool:
+        limits = self._aim.limits
+        if self._aim.objective == "accuracy":
+            return is_kept(outcome, Limits(max_size=limits.max_size, max_latency=limits.max_latency))
+        return is_accurate(outcome, limits)
+
+    def _merit(self, outcome: Outcome) -> float:
+        return {"latency": outcome.speedup, "size": 1 / outcome.size}.get(self._aim.objective, outcome.sqnr)
+
+    def _is_better(self, one: Outcome, other: Outcome) -> bool:
+        return self._merit(one) > self._merit(other) * (1 if self._aim.objective == "accuracy" else _BETTER)
+
+    def _noise_allowed(self, best: Found) -> float:
+        """In the sums of what is foretold, which are as wrong for neighbours as they are for the best."""
+        division, outcome = best
+        least = self._aim.limits.min_sqnr
+        if least is None:
+            return division.noise * _MORE_NOISE if msgspec.structs.astuple(self._aim.limits)[0] is not None else inf
+        return division.noise * 10 ** ((outcome.sqnr - least - MARGIN_DB) / 10)
 
 
-_BETTER = 1.02
-_NEIGHBOURS = 12
+def _outcomes(found: Sequence[Found]) -> Iterator[Outcome]:
+    return (outcome for _, outcome in found)
+
+
+def _spread(low: int, high: int, count: int) -> list[int]:
+    """At most `count` places that divide low to high evenly."""
+    wanted = min(count, high - low + 1)
+    return sorted({low + (high - low + 1) * (index + 1) // (wanted + 1) for index in range(wanted)} & set(range(low, high + 1)))

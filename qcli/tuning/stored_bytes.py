@@ -1,0 +1,50 @@
+"""How many bytes the constants of parts take in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qcli.graph import Model, is_constant, node_key
+from qcli.solve import SiteKey, Solved, site_key
+from qcli.tuning.parts import Part
+from qcli.types import Scale
+
+_SCALE = 4
+"""Bytes of one scale."""
+
+_WIDTHS = (2, 4, 8, 16, 32)
+"""Bits that codes are stored in."""
+
+
+def float_bytes(model: Model) -> int:
+    """Those of all constants as they are; what several nodes read counts once."""
+    read = (value for node in model.nodes() for value in node.inputs if is_constant(value))
+    return sum({value: value.const_value.nbytes for value in read}.values())
+
+
+def plan_bytes(model: Model, parts: Sequence[Part], solved: Solved | None) -> list[float]:
+    """Those of each part under a plan, or as they are; what several parts read counts for each of them."""
+    nodes = {node_key(node): node for node in model.nodes()}
+    coded = {} if solved is None else _coded(solved)
+    found = []
+    for part in parts:
+        places = ((name, place) for name in part.names for place in range(len(nodes[name].inputs)))
+        constants = [(name, place) for name, place in places if is_constant(nodes[name].inputs[place])]
+        found.append(sum(coded.get(key, nodes[key[0]].inputs[key[1]].const_value.nbytes) for key in constants))
+    return found
+
+
+def _coded(solved: Solved) -> dict[tuple[str, int], float]:
+    """Bytes of codes and scales by node and operand."""
+    codes, scales = solved.solution.codes, solved.solution.scales
+    keys: list[SiteKey] = [site_key(entry) for entry in solved.plan.entries]
+    return {(key[0], key[2]): codes[key].size * _bits(scales[key]) / 8 + _side(scales[key]) for key in keys if key in codes}
+
+
+def _bits(scale: Scale) -> int:
+    levels = scale.highest - scale.lowest + 1
+    return next((width for width in _WIDTHS if 2**width >= levels), _WIDTHS[-1])
+
+
+def _side(scale: Scale) -> float:
+    return float(scale.scale.size * _SCALE)

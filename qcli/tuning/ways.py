@@ -1,0 +1,71 @@
+"""The ways in which a part can compute, and the rules that make it so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import escape
+
+import msgspec
+
+from qcli.tuning.parts import Part
+from qcli.types import Grid, Match, Role, Rule
+
+_MATRICES = ("MatMul", "Gemm")
+_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Way:
+    """`rules` name no nodes yet. `ops` are the operators that have such kernels, None is all of them."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    ops: tuple[str, ...] | None = None
+
+    def takes(self, part: Part) -> bool:
+        return self.ops is None or (part.op in self.ops and part.weights is not None)
+
+    def of(self, parts: Sequence[Part]) -> tuple[Rule, ...]:
+        """The rules for these parts."""
+        names = tuple(escape(part.key) for part in parts)
+        if not names:
+            return ()
+        return tuple(
+            msgspec.structs.replace(rule, match=msgspec.structs.replace(rule.match, name=names)) for rule in self.rules
+        )
+
+
+def _of_weights(encoding: str, grid: Grid | None = None) -> tuple[Rule, ...]:
+    """Weights in integers for a kernel that reads floats."""
+    stored = Rule(match=Match(role=Role.WEIGHT), encoding=encoding, grid=grid)
+    return (stored, Rule(match=Match(role=Role.INPUT), keep="float"))
+
+
+RECIPE = Way("as the recipe says")
+STORED = Way("float, weights stored", _of_weights("weight_only"))
+UNTOUCHED = Way("float", (Rule(keep="float"),))
+DYNAMIC = Way("dynamic", _of_weights("dynamic"), _MATRICES)
+BLOCKS = Way(
+    "float, weights in blocks",
+    _of_weights("weight_only", Grid(format="int8", symmetric=True, granularity="block", block=_BLOCK)),
+    _MATRICES,
+)
+
+WAYS = (RECIPE, STORED, DYNAMIC, BLOCKS, UNTOUCHED)
+"""From here on a way is known by its number; the first is what every plan begins with."""
+
+
+def rules_for(parts: Sequence[Part], ways: Sequence[int]) -> tuple[Rule, ...]:
+    """The rules on top of a recipe that make each of the parts compute in its way."""
+    rules: list[Rule] = []
+    for number, way in enumerate(WAYS):
+        rules += way.of([part for part, chosen in zip(parts, ways, strict=True) if chosen == number])
+    return tuple(rules)
+
+
+def told(ways: Sequence[int]) -> str:
+    """A division in words: `4 dynamic, 3 float, of 30 parts`."""
+    counts = ((way.name, sum(chosen == number for chosen in ways)) for number, way in enumerate(WAYS))
+    changed = [f"{count} {name}" for name, count in counts if count and name != RECIPE.name]
+    return f"{'; '.join(changed)}; of {len(ways)} parts" if changed else "as it is"
