@@ -90,11 +90,9 @@ class Judge:
     def key(self) -> str:
         """Names what is judged by: the metric, the samples as they are read, and their labels."""
         dataset = self._samples.dataset
-        read = isinstance(dataset, Dataset)
-        facts = [self._metric.key, self._samples.digest()]
-        return key_of_facts(
-            [*facts, dataset.labels, sorted({repr(file.reader) for file in dataset.files})] if read else facts
-        )
+        files, labels = (dataset.files, dataset.labels) if isinstance(dataset, Dataset) else ((), {})
+        readers = sorted({repr(file.reader) for file in files})
+        return key_of_facts([self._metric.key, self._samples.digest(), labels, readers])
 
     def accuracy(self, model: Model) -> Judged:
         """On all samples; several of them run at a time. Raises UsageError if a file's metric fails."""

@@ -107,21 +107,20 @@ def reason_of(outcomes: Sequence[Outcome], best: int, limits: Limits, metric: st
     what = "float model" if best == 0 else what
     why = "; ".join(missed(outcomes[best], limits, metric))
     against = "; ".join(conflicts(outcomes, limits, metric))
+    against = against[:1].upper() + against[1:]
     return f"nothing that was tried keeps the limits: the result is the {what}, {why}. {against}"
 
 
 def conflicts(outcomes: Sequence[Outcome], limits: Limits, metric: str) -> Iterator[str]:
-    """The limits that no outcome keeps; if there are none, the pairs of them that none keeps both of."""
+    """The limits that no outcome keeps, and of the others the pairs that none keeps both of."""
     given = {name: value for name in _TOLD if (value := getattr(limits, name)) is not None}
     kept = {name: [one for one in outcomes if is_kept(one, Limits(**{name: given[name]}))] for name in given}
     asked = {name: f"{option_of(name)} {value:g}" for name, value in given.items()}
     hopeless = [name for name in kept if not kept[name]]
     for name in hopeless:
         yield f"no plan that was tried keeps {asked[name]}: {_extreme(name, outcomes, metric)}"
-    if hopeless:
-        return
-    excluded = False
-    for one, other in combinations(given, 2):
+    excluded = bool(hopeless)
+    for one, other in combinations((name for name in given if name not in hopeless), 2):
         if not any(is_kept(outcome, Limits(**{other: given[other]})) for outcome in kept[one]):
             excluded = True
             first, second = _extreme(other, kept[one], metric), _extreme(one, kept[other], metric)
@@ -130,7 +129,7 @@ def conflicts(outcomes: Sequence[Outcome], limits: Limits, metric: str) -> Itera
                 f"of what keeps {option_of(one)} {first}, of what keeps {option_of(other)} {second}"
             )
     if not excluded:
-        yield f"each two of {', '.join(asked.values())} are kept by some plan, all of them by none"
+        yield f"any two of {', '.join(asked.values())} are kept by some plan, all of them by none"
 
 
 class _Told(NamedTuple):

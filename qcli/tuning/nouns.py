@@ -22,7 +22,8 @@ class Limits(Noun, frozen=True, kw_only=True):
     """What a result has to keep; None is no limit.
 
     `max_drop` is the loss of top-1 accuracy, or without labels the share of samples with another first choice.
-    `min_sqnr` is in dB. `min_metric` is the least value of the job's metric, in its unit. `max_size` and `max_latency` are relative to the float model: 0.3 is 30 % of its bytes or time.
+    `min_sqnr` is in dB, `min_metric` in the unit of the job's metric. `max_size` and `max_latency` are relative to the
+    float model: 0.3 is 30 % of its bytes or time.
     """
 
     max_drop: float | None = None
@@ -58,8 +59,9 @@ def objective_of(name: str) -> Objective:
 class TuneJob(QuantizeJob, frozen=True, kw_only=True):
     """What `qcli tune` can be told, beside what it has in common with `qcli quantize`.
 
-    `recipes` are tried beside `recipe`. `metric` is sqnr (None), agreement, top1 or the path of a file of Python code, which
-    runs only with `allow_code`; see `qcli/tuning/metric.py`. `time_limit` is in seconds; the search ends with the round that exceeds it.
+    `recipes` are tried beside `recipe`. `metric` is sqnr (None), agreement, top1 or the path of a file of Python code,
+    which runs only with `allow_code`; see `qcli/tuning/metric.py`. `time_limit` is in seconds; the search ends with the
+    round that exceeds it.
     """
 
     recipes: tuple[str, ...] = ()
@@ -85,7 +87,8 @@ class Candidate(Noun, frozen=True, kw_only=True):
 class Outcome(Noun, frozen=True, kw_only=True):
     """A candidate that was made into a model and measured. `speedup` and `size` are relative to the float model.
 
-    `sqnr`, `drop` and `metric` are those on the samples of the search; `metric` is None where the job's is sqnr. `steady` is False if the machine was busy meanwhile.
+    `sqnr`, `drop` and `metric`, None where the job's is sqnr, are those on the samples of the search. `steady` is False
+    if the machine was busy meanwhile.
     `seconds` is how long it took, `found` when it was there, both in seconds.
     """
 
