@@ -27,9 +27,8 @@ def missed(outcome: Outcome, limits: Limits, metric: str = "the metric") -> Iter
             yield f"{outcome.sqnr:.1f} dB, {ratio:g} and {MARGIN_DB} to spare were asked for"
     if least is not None and own is not None and own < least:
         yield f"{metric} {own:.6g}, {least:g} at least was asked for"
-    if limits.max_drop is not None and (outcome.drop is None or outcome.drop > limits.max_drop):
-        drop = "an unknown drop" if outcome.drop is None else f"a drop of {outcome.drop:.4f}"
-        yield f"{drop}, {limits.max_drop:g} at most was asked for"
+    if limits.max_drop is not None and _lost(outcome) > limits.max_drop:
+        yield f"{_drop(outcome)}, {limits.max_drop:g} at most was asked for"
     if limits.max_size is not None and outcome.size > limits.max_size:
         yield f"{outcome.size:.2f} of the size, {limits.max_size:g} at most was asked for"
     if limits.max_latency is not None and 1 / outcome.speedup > limits.max_latency:
@@ -154,10 +153,14 @@ def _lost(outcome: Outcome) -> float:
     return float("inf") if outcome.drop is None else outcome.drop
 
 
+def _drop(outcome: Outcome) -> str:
+    return "an unknown drop" if outcome.drop is None else f"a drop of {outcome.drop:.4f}"
+
+
 _TOLD = {
     "min_metric": _Told("most accurate", lambda one: one.sqnr if one.metric is None else one.metric, _own),
     "min_sqnr": _Told("most accurate", lambda one: one.sqnr, lambda one, _: f"{one.sqnr:.1f} dB"),
-    "max_drop": _Told("most accurate", lambda one: -_lost(one), lambda one, _: f"a drop of {_lost(one):.4f}"),
+    "max_drop": _Told("most accurate", lambda one: -_lost(one), lambda one, _: _drop(one)),
     "max_size": _Told("smallest", lambda one: -one.size, lambda one, _: f"{one.size:.3f} of the size"),
     "max_latency": _Told("fastest", lambda one: one.speedup, lambda one, _: f"{1 / one.speedup:.3f} of the time"),
 }

@@ -137,8 +137,7 @@ class Tally:
         """The mean over the samples so far, or what `accuracy` says of one of qcli's own."""
         if self._call is None:
             return self._metric.value(accuracy)
-        count = len(self._values)
-        return fsum(value / count for value in self._values) if self._comparable and count else WORST
+        return _mean(self._values) if self._comparable and self._values else WORST
 
 
 def _check_limit(job: TuneJob, metric: Metric) -> None:
@@ -212,6 +211,14 @@ def _number(value: object, metric: Metric, sample: Sample) -> float:
         f"--metric {metric.file}: {_FUNCTION}() returned {shown} for sample '{sample.file}', no finite number",
         "it returns a float, the higher the better; the mean over the samples counts",
     )
+
+
+def _mean(values: list[float]) -> float:
+    """Rounded once, so that the mean of ones is one."""
+    try:
+        return fsum(values) / len(values)
+    except OverflowError:
+        return fsum(value / len(values) for value in values)
 
 
 def _comparable(expected: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
