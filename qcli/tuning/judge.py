@@ -138,10 +138,14 @@ def drop_of(accuracy: Accuracy) -> float | None:
 def evaluated(job: CompareJob, result: Report, metric: Metric) -> float | None:
     """A metric's value for a compressed model on the evaluation samples; None for sqnr and for what was not run.
 
-    `result` is what `compare_models` found. Raises UsageError if a file's metric fails on these samples.
+    `result` is what `compare_models` found. Raises UsageError if these samples lack labels that the metric needs, or if a
+    file's metric fails on them.
     """
     if not metric.file or result.accuracy is None:
-        return metric.value(result.accuracy)
+        value = metric.value(result.accuracy)
+        if metric.name == "top1" and value is None and result.accuracy is not None:
+            raise UsageError("they have no labels", "put labels.csv beside them, or name one with --labels")
+        return value
     source = load_model(job.float_model)
     samples = evaluation_samples(job, load_recipe(job.recipe, job.settings), source)
     judge = Judge(source, samples, threads=1, cores=job.threads or 1, metric=metric)

@@ -26,6 +26,8 @@ import numpy as np
 from qcli.comparison import is_float
 from qcli.dataset import Sample
 from qcli.errors import UsageError, did_you_mean
+from qcli.files import check_distinct
+from qcli.job_files import output_path
 from qcli.metrics.max_abs import MaxAbs
 from qcli.report import Accuracy
 from qcli.tuning.nouns import TuneJob
@@ -78,11 +80,12 @@ def metric_of(job: TuneJob) -> Metric:
     """The metric that a job names.
 
     Raises UsageError for an unknown name, a limit that it cannot have, and a file that is not allowed to run, that
-    cannot be read or run, or that has no function `metric`.
+    cannot be read or run, that has no function `metric`, or that would be written over.
     """
     name = str(job.metric or SQNR)
     if Path(name).suffix.lower() == ".py":
         metric = _from_file(name, job.allow_code)
+        check_distinct((output_path(job), *job.reports), (Path(name),))
     elif name in _OWN:
         metric = Metric(name=name)
     else:

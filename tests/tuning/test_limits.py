@@ -187,11 +187,13 @@ def test_two_limits_that_exclude_each_other_are_named() -> None:
     assert said.startswith("nothing that was tried keeps the limits: the result is the smallest accurate model, 0.52")
     assert (
         "--min-sqnr 30 and --max-size 0.3 exclude each other in what was tried: "
-        "of what keeps --min-sqnr the smallest has 0.520 of the size, of what keeps --max-size the most accurate has 24.1 dB"
+        "of what keeps --min-sqnr the smallest has 0.520 of the size, "
+        "of what keeps --max-size the most accurate has 24.1 dB"
     ) in said
     assert (
         "--min-sqnr 30 and --max-latency 0.5 exclude each other in what was tried: "
-        "of what keeps --min-sqnr the fastest has 0.833 of the time, of what keeps --max-latency the most accurate has 24.1 dB"
+        "of what keeps --min-sqnr the fastest has 0.833 of the time, "
+        "of what keeps --max-latency the most accurate has 24.1 dB"
     ) in reason([FLOAT, coarse, fine], Limits(min_sqnr=30, max_latency=0.5))
 
 

@@ -431,3 +431,24 @@ def test_a_metric_that_fails_on_the_evaluation_samples_alone_is_a_warning(tmp_pa
     report = tune(job(tmp_path, metric=mine, allow_code=True, evaluation=home / "calib"), watch)
     assert report.result_metric is None and report.met
     assert any("no value of the metric on the evaluation samples" in text for text in watch.warnings)
+
+
+def test_top1_without_labels_of_the_evaluation_samples_is_a_warning(tmp_path: Path) -> None:
+    watch = Watch()
+    report = tune(job(tmp_path, metric="top1", evaluation=SAMPLE_MODELS / "mlp" / "calib"), watch)
+    assert report.result_metric is None and report.tried[1].metric is not None
+    assert any("on the evaluation samples: they have no labels" in text for text in watch.warnings)
+
+
+def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
+    page = (SAMPLE_MODELS.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    report = tune(job(tmp_path, metric=written(tmp_path, code), allow_code=True))
+    assert [one.metric for one in report.tried] == [1.0, 1.0] and report.result_metric == 1.0
+
+
+def test_the_model_is_not_written_over_the_code(tmp_path: Path) -> None:
+    mine = written(tmp_path, MARGIN)
+    with pytest.raises(UsageError, match=r"mine\.py"):
+        tune(job(tmp_path, metric=mine, allow_code=True, output=Path(mine)))
+    assert Path(mine).read_text() == MARGIN
