@@ -138,8 +138,8 @@ def drop_of(accuracy: Accuracy) -> float | None:
 def evaluated(job: CompareJob, result: Report, metric: Metric) -> float | None:
     """A metric's value for a compressed model on the evaluation samples; None for sqnr and for what was not run.
 
-    `result` is what `compare_models` found. Raises UsageError if these samples lack labels that the metric needs, or if a
-    file's metric fails on them.
+    `result` is what `compare_models` found. Raises UsageError if these samples lack labels that the metric needs, or if
+    a file's metric fails on them.
     """
     if not metric.file or result.accuracy is None:
         value = metric.value(result.accuracy)
