@@ -72,7 +72,7 @@ def compare_models(job: CompareJob, watch: Watch | None = None) -> Report:
         check_sizes(model)
     means = means_of(budget_of(job.max_memory), models[0])
     refuse_unrun(gates, means.unmeasured, means.why)
-    samples = _samples(job, recipe, models[0])
+    samples = evaluation_samples(job, recipe, models[0])
     watch.phase("validate")
     if means.why:
         watch.warn(means.why)
@@ -98,7 +98,8 @@ def _validate(job: CompareJob, means: Means, samples: Iterator[Sample]) -> Valid
     )
 
 
-def _samples(job: CompareJob, recipe: Recipe, model: Model) -> SampleStream:
+def evaluation_samples(job: CompareJob, recipe: Recipe, model: Model) -> SampleStream:
+    """The samples that both models run on. Raises NothingToDoError without any, and as `open_source` does."""
     source = recipe.samples.validation
     if source.preprocess is None:
         source = msgspec.structs.replace(source, preprocess=recipe.samples.calibration.preprocess)

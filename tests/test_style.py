@@ -21,8 +21,8 @@ PARAMETERS = 5
 ARMS = 3
 
 MAY_PRINT = ("cli/", "render.py")
-MAY_CATCH_ALL = ("cli/", "prepare.py")
-"""The command line's edge and the differential check of graph steps."""
+MAY_CATCH_ALL = ("cli/", "prepare.py", "tuning/metric.py")
+"""The command line's edge, the differential check of graph steps, and code of the user's own."""
 
 MAY_HAVE_MORE_PARAMETERS = ("cli/",)
 """A command's options are the parameters of its function."""

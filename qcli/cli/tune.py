@@ -35,6 +35,22 @@ def tune(
         float | None,
         typer.Option("--min-sqnr", metavar="DB", help="Signal-to-noise ratio of the worst output.", show_default=False),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME|FILE.py",
+            help="What accuracy is: sqnr, agreement, top1, or a file with a function of yours.",
+            show_default=False,
+        ),
+    ] = None,
+    min_metric: Annotated[
+        float | None,
+        typer.Option("--min-metric", metavar="X", help="The metric's least value.", show_default=False),
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run the file that --metric names, with all your rights.")
+    ] = False,
     max_size: Annotated[
         float | None,
         typer.Option("--max-size", metavar="X", help="Bytes relative to the float model's.", show_default=False),
@@ -78,9 +94,17 @@ def tune(
         evaluation=evaluation,
         labels=labels,
         output=output,
-        limits=Limits(max_drop=max_drop, min_sqnr=min_sqnr, max_size=max_size, max_latency=max_latency),
+        limits=Limits(
+            max_drop=max_drop,
+            min_sqnr=min_sqnr,
+            min_metric=min_metric,
+            max_size=max_size,
+            max_latency=max_latency,
+        ),
         objective=objective_of(objective),
         time_limit=time_limit,
+        metric=metric,
+        allow_code=allow_code,
         reports=tuple(reports or ()),
         cache=not no_cache,
         threads=threads,

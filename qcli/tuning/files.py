@@ -12,11 +12,12 @@ from qcli.files import replace_file
 from qcli.plan import plan_text
 from qcli.render import cell
 from qcli.report import encode_report
+from qcli.tuning.limits import quality
 from qcli.tuning.nouns import Outcome, TuneReport
 from qcli.types import Plan
 
 COLUMNS = ("plan", "SQNR", "drop", "speed", "ms", "size")
-"""What each outcome shows."""
+"""What each outcome shows, with the metric after the plan where the search went by another than sqnr."""
 
 
 def write_tuning(report: TuneReport, path: Path) -> None:
@@ -46,12 +47,20 @@ def write_plan(plan: Plan, output: Path) -> None:
     replace_file(plan_path(output), plan_text(plan).encode())
 
 
+def columns(report: TuneReport) -> tuple[str, ...]:
+    """The headings of a search's outcomes."""
+    own = () if report.tried[0].metric is None else (report.metric,)
+    return (COLUMNS[0], *own, *COLUMNS[1:])
+
+
 def cells(outcome: Outcome) -> tuple[str, ...]:
-    """An outcome as it is shown, in the order of `COLUMNS`."""
+    """An outcome as it is shown, in the order of `columns`."""
+    own = () if outcome.metric is None else (f"{outcome.metric:.6g}",)
     drop = "" if outcome.drop is None else f"{outcome.drop:.4f}"
     unsteady = "" if outcome.steady else " ?"
     return (
         title(outcome),
+        *own,
         f"{outcome.sqnr:.1f} dB",
         drop,
         f"{outcome.speedup:.2f}x{unsteady}",
@@ -67,7 +76,7 @@ def title(outcome: Outcome) -> str:
 def shown(report: TuneReport) -> Iterator[tuple[str, Outcome]]:
     """The outcomes worth showing, from the most accurate on, each with a mark: `*` is the best."""
     numbers = dict.fromkeys((*report.front_latency, *report.front_size, report.best))
-    for number in sorted(numbers, key=lambda number: -report.tried[number].sqnr):
+    for number in sorted(numbers, key=lambda number: quality(report.tried[number]), reverse=True):
         yield ("*" if number == report.best else ""), report.tried[number]
 
 
@@ -75,7 +84,8 @@ def _to_csv(report: TuneReport) -> bytes:
     """All that was tried, figures unrounded, in the order in which it was."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    keys = ("sqnr", "drop", "size", "ms", "speedup", "steady", "seconds", "found")
+    own = () if report.tried[0].metric is None else ("metric",)
+    keys = ("sqnr", "drop", "size", "ms", "speedup", "steady", "seconds", "found", *own)
     writer.writerow(("recipe", "why", *keys, "best", "front_latency", "front_size"))
     for number, outcome in enumerate(report.tried):
         figures = [getattr(outcome, key) for key in keys]
@@ -87,7 +97,8 @@ def _to_csv(report: TuneReport) -> bytes:
 def _to_markdown(report: TuneReport) -> bytes:
     lines = [f"# {cell(report.model.path)}", ""]
     lines += [f"{report.reason}.", ""] if report.reason else []
-    lines += [f"| | {' | '.join(COLUMNS)} |", "|--" * (len(COLUMNS) + 1) + "|"]
+    heads = columns(report)
+    lines += [f"| | {' | '.join(cell(head) for head in heads)} |", "|--" * (len(heads) + 1) + "|"]
     lines += [f"| {mark} | {' | '.join(cell(text) for text in cells(outcome))} |" for mark, outcome in shown(report)]
     lines += ["", f"{len(report.tried)} plans tried on {report.samples} samples.", ""]
     return "\n".join(lines).encode()

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from qcli.analysis.measure import checked, float_session
+from qcli.cache import key_of_facts
 from qcli.comparison import Comparison
-from qcli.dataset import Sample
+from qcli.dataset import Dataset, Sample
 from qcli.errors import NothingToDoError, UsageError
-from qcli.graph import Model
+from qcli.graph import Model, load_model
 from qcli.latency import Effort, Latency, measure
 from qcli.parallel import MOST_AT_ONCE, in_order
-from qcli.recipe import Recipe
-from qcli.report import Accuracy
+from qcli.recipe import Recipe, load_recipe
+from qcli.report import Accuracy, Report
 from qcli.runtime import Session
+from qcli.side_by_side import CompareJob, evaluation_samples
 from qcli.sources import SampleStream, open_source
+from qcli.tuning.metric import Metric, Tally
 from qcli.tuning.nouns import TuneJob
 
 _KEPT_BYTES = 256 << 20
@@ -34,11 +40,15 @@ _FEWEST = 8
 
 
 def shards(job: TuneJob, recipe: Recipe, source: Model) -> tuple[SampleStream, tuple[int, int] | None]:
-    """The samples to judge by, and the shard to learn from, which holds the others; None for all, where all are few."""
+    """The samples to judge by, and the shard to learn from, which holds the others; None for all, where all are few.
+
+    Labels that the job names are those of the evaluation samples, which are these if it names no others.
+    """
     named = recipe.samples.calibration
+    labels = job.labels if job.evaluation in (None, job.calibration) else None
 
     def opened(shard: tuple[int, int] | None) -> SampleStream | None:
-        return open_source(named, job.calibration, source.inputs(), limit=job.samples, shard=shard, labels=job.labels)
+        return open_source(named, job.calibration, source.inputs(), limit=job.samples, shard=shard, labels=labels)
 
     everything = opened(None)
     if everything is None:
@@ -47,14 +57,23 @@ def shards(job: TuneJob, recipe: Recipe, source: Model) -> tuple[SampleStream, t
     return (everything, None) if held_out is None else (held_out, LEARN)
 
 
+class Judged(Accuracy, frozen=True, kw_only=True):
+    """The accuracy with the value of the metric that the search goes by, None where that is sqnr."""
+
+    metric: float | None = None
+
+
 class Judge:
     """Compares models with the float one on the same samples and, alone on the machine, on the same clock."""
 
-    def __init__(self, source: Model, samples: SampleStream, *, threads: int, cores: int) -> None:
+    def __init__(
+        self, source: Model, samples: SampleStream, *, threads: int, cores: int, metric: Metric | None = None
+    ) -> None:
         if not len(samples):
             raise NothingToDoError("there are no samples to judge by", "name a folder of samples with -d")
         self._source = source
         self._samples = samples
+        self._metric = metric or Metric()
         self._threads = threads
         self._at_once = min(cores, MOST_AT_ONCE)
         self._float = float_session(source)
@@ -67,9 +86,17 @@ class Judge:
     def samples(self) -> int:
         return len(self._samples)
 
-    def accuracy(self, model: Model) -> Accuracy:
-        """On all samples; several of them run at a time."""
-        session, comparison = Session(model.runnable(), threads=1), Comparison()
+    @cached_property
+    def key(self) -> str:
+        """Names what is judged by: the metric, the samples as they are read, and their labels."""
+        dataset = self._samples.dataset
+        files, labels = (dataset.files, dataset.labels) if isinstance(dataset, Dataset) else ((), {})
+        readers = sorted({repr(file.reader) for file in files})
+        return key_of_facts([self._metric.key, self._samples.digest(), labels, readers])
+
+    def accuracy(self, model: Model) -> Judged:
+        """On all samples; several of them run at a time. Raises UsageError if a file's metric fails."""
+        session, comparison, tally = Session(model.runnable(), threads=1), Comparison(), Tally(self._metric)
 
         def run(numbered: tuple[int, Sample]) -> tuple[Sample, dict[str, Any], dict[str, Any]]:
             number, sample = numbered
@@ -83,7 +110,9 @@ class Judge:
                 self._kept.append(expected)
                 self._held += sum(getattr(value, "nbytes", 0) for value in expected.values())
             comparison.update(expected, given, sample)
-        return comparison.accuracy()
+            tally.update(expected, given, sample)
+        accuracy = comparison.accuracy()
+        return Judged(**msgspec.structs.asdict(accuracy), metric=tally.value(accuracy))
 
     def latency(self, model: Model) -> Latency:
         """Of the float model and of this one, interleaved."""
@@ -104,6 +133,23 @@ def drop_of(accuracy: Accuracy) -> float | None:
     if accuracy.top1 is not None:
         return accuracy.top1.drop
     return None if accuracy.agreement is None else 1 - accuracy.agreement
+
+
+def evaluated(job: CompareJob, result: Report, metric: Metric) -> float | None:
+    """A metric's value for a compressed model on the evaluation samples; None for sqnr and for what was not run.
+
+    `result` is what `compare_models` found. Raises UsageError if these samples lack labels that the metric needs, or if
+    a file's metric fails on them.
+    """
+    if not metric.file or result.accuracy is None:
+        value = metric.value(result.accuracy)
+        if metric.name == "top1" and value is None and result.accuracy is not None:
+            raise UsageError("they have no labels", "put labels.csv beside them, or name one with --labels")
+        return value
+    source = load_model(job.float_model)
+    samples = evaluation_samples(job, load_recipe(job.recipe, job.settings), source)
+    judge = Judge(source, samples, threads=1, cores=job.threads or 1, metric=metric)
+    return judge.accuracy(load_model(job.compressed)).metric
 
 
 def check_resolution(wanted: float | None, accuracy: Accuracy, samples: int) -> str | None:

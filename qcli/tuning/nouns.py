@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Literal, cast, get_args
 
 import msgspec
@@ -22,24 +23,30 @@ class Limits(Noun, frozen=True, kw_only=True):
     """What a result has to keep; None is no limit.
 
     `max_drop` is the loss of top-1 accuracy, or without labels the share of samples with another first choice.
-    `min_sqnr` is in dB. `max_size` and `max_latency` are relative to the float model: 0.3 is 30 % of its bytes or time.
+    `min_sqnr` is in dB, `min_metric` in the unit of the job's metric. `max_size` and `max_latency` are relative to the
+    float model: 0.3 is 30 % of its bytes or time.
     """
 
     max_drop: float | None = None
     min_sqnr: float | None = None
+    min_metric: float | None = None
     max_size: float | None = None
     max_latency: float | None = None
 
     def __post_init__(self) -> None:
         for name, least, most in (("max_drop", 0.0, 1.0), ("max_size", 0.0, 10.0), ("max_latency", 0.0, 10.0)):
-            value = getattr(self, name)
-            if value is not None and not (least < value <= most or (name == "max_drop" and value == 0)):
-                raise UsageError(f"{_option(name)} must be above {least:g} and at most {most:g}, is {value:g}")
+            value, closed = getattr(self, name), name == "max_drop"
+            if value is not None and not (least < value <= most or (closed and value == least)):
+                bound = "at least" if closed else "above"
+                raise UsageError(f"{option_of(name)} must be {bound} {least:g} and at most {most:g}, is {value:g}")
         if self.min_sqnr is not None and not 0 < self.min_sqnr <= 200:
             raise UsageError(f"--min-sqnr must be above 0 and at most 200 dB, is {self.min_sqnr:g}")
+        if self.min_metric is not None and not isfinite(self.min_metric):
+            raise UsageError(f"--min-metric must be a finite number, is {self.min_metric:g}")
 
 
-def _option(name: str) -> str:
+def option_of(name: str) -> str:
+    """A limit as the command line calls it."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -53,17 +60,21 @@ def objective_of(name: str) -> Objective:
 class TuneJob(QuantizeJob, frozen=True, kw_only=True):
     """What `qcli tune` can be told, beside what it has in common with `qcli quantize`.
 
-    `recipes` are tried beside `recipe`. `time_limit` is in seconds; the search ends with the round that exceeds it.
+    `recipes` are tried beside `recipe`. `metric` is sqnr (None), agreement, top1 or the path of a file of Python code,
+    which runs only with `allow_code`; see `qcli/tuning/metric.py`. `time_limit` is in seconds; the search ends with the
+    round that exceeds it.
     """
 
     recipes: tuple[str, ...] = ()
     limits: Limits = Limits()
     objective: Objective = "latency"
     time_limit: float = 300.0
+    metric: str | None = None
+    allow_code: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.time_limit <= 1e6:
-            raise UsageError(f"--time-limit must be above 0 seconds, is {self.time_limit:g}")
+            raise UsageError(f"--time-limit must be above 0 and at most 1e6 seconds, is {self.time_limit:g}")
 
 
 class Candidate(Noun, frozen=True, kw_only=True):
@@ -81,7 +92,8 @@ class Candidate(Noun, frozen=True, kw_only=True):
 class Outcome(Noun, frozen=True, kw_only=True):
     """A candidate that was made into a model and measured. `speedup` and `size` are relative to the float model.
 
-    `sqnr` and `drop` are those on the samples of the search. `steady` is False if the machine was busy meanwhile.
+    `sqnr`, `drop` and `metric`, None where the job's is sqnr, are those on the samples of the search. `steady` is False
+    if the machine was busy meanwhile.
     `seconds` is how long it took, `found` when it was there, both in seconds.
     """
 
@@ -94,13 +106,15 @@ class Outcome(Noun, frozen=True, kw_only=True):
     steady: bool
     seconds: float
     found: float = 0.0
+    metric: float | None = None
 
 
 class TuneReport(Noun, frozen=True, kw_only=True):
     """The best plan, all that was tried, and which of it no other surpasses.
 
     `front_latency` and `front_size` are numbers of `tried`, from the most accurate on. `met` is False if nothing keeps
-    the limits; `reason` says then why, and what the result is instead.
+    the limits; `reason` says then why, and what the result is instead. `metric` is what the search went by, a file's
+    name for one of the user's; `result_metric` is its value for the result on the evaluation samples, None for sqnr.
     """
 
     schema: int = 1
@@ -118,4 +132,6 @@ class TuneReport(Noun, frozen=True, kw_only=True):
     result: Report | None = None
     warnings: tuple[str, ...] = ()
     environment: Environment
+    metric: str = "sqnr"
+    result_metric: float | None = None
     seconds: dict[str, float] = msgspec.field(default_factory=dict)

@@ -24,8 +24,9 @@ from qcli.tuning.base import Base, Built, build, settle
 from qcli.tuning.costs import Machine, costs_of, network_for
 from qcli.tuning.files import tune_writer, write_plan, write_tuning
 from qcli.tuning.front import Costs
-from qcli.tuning.judge import Judge, check_resolution, drop_of, shards
-from qcli.tuning.limits import best_of, front, is_accurate, missed
+from qcli.tuning.judge import Judge, check_resolution, drop_of, evaluated, shards
+from qcli.tuning.limits import best_of, front, is_accurate, reason_of
+from qcli.tuning.metric import check_float_model, metric_of
 from qcli.tuning.nouns import Candidate, Outcome, TuneJob, TuneReport
 from qcli.tuning.parts import Network
 from qcli.tuning.search import PartSearch
@@ -66,6 +67,7 @@ def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
 class _Search:
     def __init__(self, job: TuneJob, watch: Watch) -> None:
         self._job = job
+        self._metric = metric_of(job)
         self._watch = watch
         self._begin = perf_counter()
         self._source = load_model(job.model)
@@ -97,13 +99,13 @@ class _Search:
         job, best = self._job, self._best()
         outcome, met = self.outcomes[best], self._met()
         self._learn_from_all(outcome.candidate)
-        result = self._judged() if outcome.candidate.recipe != FLOAT else None
+        result, result_metric = self._judged() if outcome.candidate.recipe != FLOAT else (None, None)
         return TuneReport(
             model=file_facts(job.model, self._source),
             limits=job.limits,
             objective=job.objective,
             met=met,
-            reason="" if met else self._reason(outcome),
+            reason="" if met else reason_of(self.outcomes, best, job.limits, self._metric.name),
             best=best,
             tried=tuple(self.outcomes),
             front_latency=front(self.outcomes, "ms"),
@@ -112,6 +114,8 @@ class _Search:
             result=result,
             warnings=tuple(self._watch.warnings),
             environment=environment(),
+            metric=self._metric.name,
+            result_metric=result_metric,
             seconds=self._watch.finish(),
         )
 
@@ -126,11 +130,13 @@ class _Search:
         samples, self._shard = shards(self._job, recipe, self._source)
         if self._shard is None:
             self._watch.warn("plans are judged on the samples that they learn from, since these are few: they flatter")
-        judge = Judge(self._source, samples, threads=self._job.threads or 1, cores=threads_of(self._job))
+        threads, limits = self._job.threads or 1, self._job.limits
+        judge = Judge(self._source, samples, threads=threads, cores=threads_of(self._job), metric=self._metric)
         accuracy = judge.accuracy(self._source)
-        doubt = check_resolution(self._job.limits.max_drop, accuracy, judge.samples)
-        if doubt is not None:
-            self._watch.warn(doubt)
+        beyond = check_float_model(self._metric, accuracy.metric, limits.min_metric, judge.samples)
+        for doubt in (check_resolution(limits.max_drop, accuracy, judge.samples), beyond):
+            if doubt is not None:
+                self._watch.warn(doubt)
         latency = judge.latency(self._source)
         exact = Outcome(
             candidate=Candidate(recipe=FLOAT, why="the model as it was"),
@@ -141,6 +147,7 @@ class _Search:
             speedup=1.0,
             steady=latency.steady,
             seconds=0.0,
+            metric=accuracy.metric,
         )
         self._keep(exact, None)
         return judge
@@ -183,6 +190,7 @@ class _Search:
             speedup=latency.ratios[1],
             steady=latency.steady,
             seconds=perf_counter() - start,
+            metric=accuracy.metric,
         )
 
     def _keep(self, outcome: Outcome, built: Built | None) -> None:
@@ -249,6 +257,7 @@ class _Search:
             msgspec.to_builtins(base.plan),
             msgspec.to_builtins(candidate.rules),
             digest,
+            self._judge.key if self._judge is not None else None,
             self._job.threads or 1,
             msgspec.to_builtins(environment()),
         ]
@@ -262,11 +271,6 @@ class _Search:
 
     def _met(self) -> bool:
         return best_of(self.outcomes, self._job.limits, self._job.objective)[1]
-
-    def _reason(self, outcome: Outcome) -> str:
-        what = "the float model" if outcome.candidate.recipe == FLOAT else "the smallest accurate model"
-        why = "; ".join(missed(outcome, self._job.limits))
-        return f"nothing that was tried keeps the limits: the result is {what}, {why}"
 
     def _learn_from_all(self, candidate: Candidate) -> None:
         """The best plan once more, with the samples that were held out from it so far."""
@@ -284,8 +288,8 @@ class _Search:
         save_model(made.model, output_path(self._job))
         write_plan(made.plan, output_path(self._job))
 
-    def _judged(self) -> Report:
-        """The result beside the float model, on the evaluation samples or, without any, on those of the search."""
+    def _judged(self) -> tuple[Report, float | None]:
+        """The result beside the float model, and its metric, on the evaluation samples or without any on all others."""
         job = self._job
         self._watch.phase("validate")
         compared = CompareJob(
@@ -298,4 +302,9 @@ class _Search:
             threads=job.threads,
             max_memory=job.max_memory,
         )
-        return compare_models(compared, Watch(on_progress=self._watch.on_progress))
+        report = compare_models(compared, Watch(on_progress=self._watch.on_progress))
+        try:
+            return report, evaluated(compared, report, self._metric)
+        except UsageError as error:
+            self._watch.warn(f"the result has no value of the metric on the evaluation samples: {error.message}")
+            return report, None

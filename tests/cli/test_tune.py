@@ -60,3 +60,81 @@ def test_bad_words(run: Run, mlp: Path, calib: Path, arguments: tuple[object, ..
 def test_samples_are_needed(run: Run, mlp: Path) -> None:
     outcome = run("tune", mlp, "-o", "best.onnx")
     assert outcome.code == 5 and "there are none" in outcome.err and "hint: " in outcome.err
+
+
+ALLOWED = ("--metric", "mine.py", "--allow-code")
+ONE = "def metric(expected, given, label): return 1.0\n"
+
+
+def test_a_metric_of_ones_own(run: Run, mlp: Path, calib: Path, evaluation: Path) -> None:
+    Path("mine.py").write_text(
+        "print('not a result')\n"
+        "def metric(expected, given, label):\n"
+        "    return -float(abs(expected['logits'] - given['logits']).max())\n"
+    )
+    given = ("tune", mlp, "-d", calib, "--eval", evaluation, "-r", "int8-weights", "--max-size", 0.9, *ALLOWED, *QUICK)
+    outcome = run(*given, "-o", "best.onnx", "--min-metric", -5.5, "--objective", "accuracy")
+    assert outcome.code == 0, outcome.err
+    assert "mine.py" in outcome.out.splitlines()[0] and "best.onnx: mine.py -" in outcome.out
+    assert "not a result" not in outcome.out and "not a result" in outcome.err
+    found = json.loads(run(*given, "-o", "best.onnx", "--json").out)
+    assert found["metric"] == "mine.py" and found["result_metric"] < 0
+    assert found["tried"][0]["metric"] == 0 and found["tried"][1]["metric"] < 0
+
+
+def test_top1_with_labels_that_are_named(run: Run, mlp: Path, evaluation: Path) -> None:
+    given = ("tune", mlp, "-d", evaluation, "--labels", evaluation / "labels.csv", "--max-size", 0.9, *QUICK)
+    outcome = run(*given, "--metric", "top1", "--min-metric", 0.5, "-r", "int8-weights", "-o", "best.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "top1" in outcome.out.splitlines()[0] and "best.onnx: top1 " in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "said"),
+    [
+        (ONE, ("--min-metric", 0.5), "there is no --metric"),
+        (ONE, ("--metric", "top1"), "needs labels"),
+        (ONE, ("--metric", "f1"), "'f1' is no metric"),
+        (ONE, ("--metric", "mine.py"), "runs only if it is allowed"),
+        (ONE, ("--metric", "nowhere.py", "--allow-code"), "cannot be read"),
+        (ONE, (*ALLOWED, "--min-metric", "nan"), "--min-metric must be a finite number"),
+        (ONE, ("--metric", "agreement", "--min-metric", 2), "from 0 to 1"),
+        (ONE, ("--time-limit", "nan"), "--time-limit must be above 0"),
+        (ONE, ("--max-size", "inf"), "--max-size must be above 0 and at most 10"),
+        (ONE, ("--max-latency", "nan"), "--max-latency must be above 0"),
+        ("pass", ALLOWED, "has no function 'metric'"),
+        ("def metric(", ALLOWED, "line 1: no valid Python"),
+        ("def metric(expected, given, label):\n    return given['y']", ALLOWED, "mine.py, line 2: KeyError: 'y'"),
+        ("def metric(expected, given, label): return None", ALLOWED, "returned NoneType"),
+        ("def metric(expected, given, label): return float('inf')", ALLOWED, "returned inf"),
+        ("def metric(expected, given, label): exit()", ALLOWED, "SystemExit"),
+    ],
+)
+def test_metrics_that_cannot_be(
+    run: Run, mlp: Path, calib: Path, code: str, arguments: tuple[object, ...], said: str
+) -> None:
+    Path("mine.py").write_text(code)
+    outcome = run("tune", mlp, "-d", calib, "-o", "best.onnx", "--threads", 1, *arguments)
+    assert outcome.code == 2 and said in outcome.err, outcome.err
+    assert outcome.err.count("error:") == 1 and outcome.err.count("hint:") <= 1 and not Path("best.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["metric: mine.py", "metric: {python: mine.py}", "metrics: [mine.py]", "finish: [{python: mine.py}]"],
+)
+def test_a_recipe_names_no_code(run: Run, mlp: Path, calib: Path, recipe: str) -> None:
+    Path("mine.py").write_text("open('ran', 'w')\n" + ONE)
+    Path("r.yaml").write_text(f"version: 1\nextends: int8\n{recipe}\n")
+    given = ("tune", mlp, "-d", calib, "-o", "best.onnx", "--allow-code", *QUICK)
+    for extra in (("-r", "r.yaml"), ("--set", recipe.replace(": ", "=", 1))):
+        outcome = run(*given, *extra)
+        assert outcome.code == 2 and not Path("ran").exists() and not Path("best.onnx").exists(), outcome.err
+
+
+def test_limits_that_exclude_each_other_are_named(run: Run, mlp: Path, calib: Path) -> None:
+    limits = ("--min-sqnr", 150, "--max-size", 0.5)
+    outcome = run("tune", mlp, "-d", calib, "-r", "int8-weights", "-o", "best.onnx", *limits, *QUICK)
+    assert outcome.code == 1
+    assert "--min-sqnr 150 and --max-size 0.5 exclude each other in what was tried" in outcome.out
+    assert "of what keeps --min-sqnr the smallest has 1.000 of the size" in outcome.out
