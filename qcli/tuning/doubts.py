@@ -9,7 +9,7 @@ from math import ceil
 from qcli.latency import Latency
 from qcli.tuning.nouns import FLOAT, Outcome, TuneJob
 
-_APART = 0.05
+_APART = 0.03
 """Two medians of one and the same model that differ by more were disturbed."""
 
 _SPREAD = 0.5
@@ -45,14 +45,11 @@ def doubts(job: TuneJob, tried: Sequence[Outcome], seconds: float, *, divisible:
     if missing:
         names = " and ".join([", ".join(missing[:-1]), missing[-1]] if missing[1:] else missing)
         enough = _round(_foretold(tried, seconds, len(missing)))
-        yield f"{over} before {names} {_were(missing)} tried: --time-limit {enough} would do for all recipes, not for parts"
+        be = "were" if missing[1:] else "was"
+        yield f"{over} before {names} {be} tried: --time-limit {enough} would do for all recipes, more for parts too"
     elif divisible and not any(one.candidate.rules for one in tried):
         enough = _round(max(2 * seconds, job.time_limit))
         yield f"{over} before any part of a recipe was tried on its own: use --time-limit {enough} or more"
-
-
-def _were(names: Sequence[str]) -> str:
-    return "were" if names[1:] else "was"
 
 
 def _foretold(tried: Sequence[Outcome], seconds: float, missing: int) -> float:
@@ -63,7 +60,7 @@ def _foretold(tried: Sequence[Outcome], seconds: float, missing: int) -> float:
 
 def _round(seconds: float) -> int:
     """Up to what a person would write."""
-    step = 10 ** max(0, len(f"{ceil(seconds)}") - 2)
+    step = int("1".ljust(len(f"{ceil(seconds)}") - 1, "0"))
     return ceil(seconds / step) * step
 
 

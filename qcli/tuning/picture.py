@@ -21,7 +21,8 @@ _ROWS = 10
 _EXACT_DB = 100.0
 """Beyond it models differ by the rounding of float32: these share the row on top, so that the others have room."""
 
-_LARGEST = 1e5
+_LARGEST = 999.0
+"""Speeds and sizes beyond it count as this."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def views(report: TuneReport) -> tuple[View, View]:
 def draw(view: View, width: int, *, plain: bool = False) -> list[str]:
     """The lines of a picture, none longer than `width` columns; `plain` is ASCII alone.
 
-    Nothing if there is nothing to show, or less than `LEAST_WIDTH` columns to show it in. Outcomes that are no numbers
-    are left out.
+    Nothing if there is nothing to show, or less than `LEAST_WIDTH` columns to show it in. Outcomes without a number
+    for accuracy, speed or size are left out.
     """
     points = {number: point for number, one in enumerate(view.tried) if (point := _point(one, view.axis)) is not None}
     if not points or width < LEAST_WIDTH:
@@ -94,7 +95,7 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where things lie. `y` is None if all is exact; what is exact has a row of its own on top, an empty one below it."""
+    """Where things lie. `y` is None if all is exact. The exact ones have a row on top, with an empty one below it."""
 
     x: _Span
     y: _Span | None
@@ -146,8 +147,10 @@ def _written(value: float, axis: Axis) -> str:
 
 
 def _point(outcome: Outcome, axis: Axis) -> _Point | None:
-    x, y = (outcome.speedup if axis == "speed" else outcome.size), outcome.sqnr
-    return None if isnan(x) or isnan(y) else _Point(min(max(x, 0.0), _LARGEST), max(y, 0.0))
+    if isnan(outcome.sqnr) or not (outcome.speedup > 0 and outcome.size > 0):
+        return None
+    x = outcome.speedup if axis == "speed" else outcome.size
+    return _Point(min(x, _LARGEST), max(outcome.sqnr, 0.0))
 
 
 def _frame(view: View, points: Mapping[int, _Point], columns: int) -> _Frame:
@@ -183,7 +186,7 @@ def _span(values: Sequence[float], limit: float | None) -> _Span:
 def _drawn_points(canvas: Canvas, view: View, points: Mapping[int, _Point], frame: _Frame) -> Iterator[str]:
     """Draws the plans, what counts most first, and gives what the legend says of them."""
     script = canvas.script
-    of_float = next((number for number, one in enumerate(view.tried) if one.candidate.recipe == FLOAT), None)
+    of_float = next((number for number, one in enumerate(view.tried) if one.candidate.recipe == FLOAT), -1)
     named = {view.best: (script.best, "best"), of_float: (script.float_, "float")}
     if view.best == of_float:
         named = {view.best: (script.best, "best: float")}
