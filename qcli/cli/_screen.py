@@ -149,7 +149,9 @@ def _follow(watch: Watch, progress: Live, verbose: bool) -> None:
     task = progress.add_task("", total=None)
 
     def phase(name: str) -> None:
-        progress.reset(task, description=name, total=None)
+        nonlocal task
+        progress.remove_task(task)  # a reset would keep the total of the phase before
+        task = progress.add_task(name, total=None)
         if verbose:
             progress.console.print(name)
 

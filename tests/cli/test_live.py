@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from qcli.cli._live import live_progress
-from qcli.cli._screen import Screen
-from qcli.watch import Standing
+from qcli.cli._screen import Screen, _follow
+from qcli.watch import Standing, Watch
 
 
 def shown(standing: Standing | None, width: int = 100) -> str:
@@ -60,3 +60,13 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Screen(quiet=True).watching() as watch:
         watch.on_standing(Standing("a", 1, 0.0))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_phase_does_not_inherit_the_total_of_the_one_before() -> None:
+    live, watch = live_progress(Console(file=io.StringIO())), Watch()
+    _follow(watch, live, verbose=False)
+    watch.phase("calibrate")
+    watch.progress(50, 50)
+    watch.phase("search")
+    (task,) = live.tasks
+    assert (task.description, task.total, task.completed) == ("search", None, 0)
