@@ -10,15 +10,29 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far a search is: its best in words, how many it tried, and when its time is over, by `perf_counter`."""
+
+    best: str
+    tried: int
+    ends: float
+
+    def __str__(self) -> str:
+        left = max(0.0, self.ends - time.perf_counter())
+        return f"best {self.best}; {self.tried} tried, {left:.0f} s left"
+
+
 @dataclass
 class Watch:
     """Collects warnings and the seconds of each phase. The command line adds its own `on_*` functions.
 
-    `on_progress` gets the phase, the steps done and the steps in all.
+    `on_progress` gets the phase, the steps done and the steps in all; `on_standing` gets None when a search is over.
     """
 
     on_phase: Callable[[str], None] = lambda _: None
     on_progress: Callable[[str, int, int], None] = lambda _, done, total: None
+    on_standing: Callable[[Standing | None], None] = lambda _: None
     on_warning: Callable[[str], None] = lambda _: None
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -15,9 +15,9 @@ import typer
 if TYPE_CHECKING:
     import msgspec
     from rich.console import Console
-    from rich.progress import Progress
 
-    from qcli.watch import Watch
+    from qcli.cli._live import Live
+    from qcli.watch import Standing, Watch
 
 Result = TypeVar("Result", bound="msgspec.Struct")
 
@@ -68,19 +68,19 @@ class Screen:
             watch = Watch()
             if not self._quiet:
                 watch.on_warning = lambda text: say(console, "warning", text)
+                watch.on_standing = _said_when_better(console)
             if self._verbose:
                 watch.on_phase = lambda name: console.print(name, soft_wrap=True)
             if progress is not None:
                 _follow(watch, progress, self._verbose)
             yield watch
 
-    def _progress(self) -> AbstractContextManager[Progress | None]:
+    def _progress(self) -> AbstractContextManager[Live | None]:
         if self._quiet or os.environ.get("CI") or not sys.stderr.isatty():
             return nullcontext()
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from qcli.cli._live import live_progress
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        return Progress(*columns, console=console_for("stderr"), transient=True)
+        return live_progress(console_for("stderr"))
 
 
 def console_for(stream: str) -> Console:
@@ -131,14 +131,30 @@ _COMMON = {
 }
 
 
-def _follow(watch: Watch, progress: Progress, verbose: bool) -> None:
-    """One line of progress that always shows the phase at hand."""
+def _said_when_better(console: Console) -> Callable[[Standing | None], None]:
+    """A line whenever a search has another best."""
+    last = ""
+
+    def said(standing: Standing | None) -> None:
+        nonlocal last
+        if standing is not None and standing.best != last:
+            last = standing.best
+            console.print(f"{standing}", soft_wrap=True)
+
+    return said
+
+
+def _follow(watch: Watch, progress: Live, verbose: bool) -> None:
+    """One line of progress that always shows the phase at hand, and one below it for how far a search is."""
     task = progress.add_task("", total=None)
 
     def phase(name: str) -> None:
-        progress.reset(task, description=name, total=None)
+        nonlocal task
+        progress.remove_task(task)  # a reset would keep the total of the phase before
+        task = progress.add_task(name, total=None)
         if verbose:
             progress.console.print(name)
 
     watch.on_phase = phase
+    watch.on_standing = progress.stand
     watch.on_progress = lambda name, done, total: progress.update(task, description=name, completed=done, total=total)

@@ -11,19 +11,23 @@ if TYPE_CHECKING:
 
     from qcli.tuning.nouns import TuneReport
 
+_PICTURE_WIDTH = 72
+
 
 def show_tuning(report: TuneReport, console: Console) -> None:
-    """The fronts, the best of them marked, and what the evaluation samples say of it."""
-    from qcli.tuning.files import cells, columns, shown
+    """The fronts as a table and as pictures, the best of them marked, and what the evaluation samples say of it."""
+    from qcli.tuning.canvas import is_drawable
+    from qcli.tuning.files import cells, columns, shown, verdict
+    from qcli.tuning.picture import draw, views
 
     rows = [(mark, *cells(outcome)) for mark, outcome in shown(report)]
     console.print(_table(("", *columns(report)), rows))
+    for view in views(report):
+        console.print()
+        for line in draw(view, min(console.width, _PICTURE_WIDTH), plain=not is_drawable(console.encoding)):
+            console.print(line, soft_wrap=True)
     console.print(f"\n{len(report.tried)} plans tried on {report.samples} samples")
     if report.reason:
         console.print(report.reason, soft_wrap=True)
-    result = report.result
-    if result is not None and result.accuracy is not None and result.latency is not None and result.size is not None:
-        sqnr = "" if result.accuracy.sqnr is None else f"{result.accuracy.sqnr:.1f} dB, "
-        own = "" if report.result_metric is None else f"{report.metric} {report.result_metric:.6g}, "
-        path = result.output.path if result.output is not None else ""
-        console.print(f"{path}: {own}{sqnr}{result.latency.speedup:.2f}x, size {result.size.ratio:.3f}", soft_wrap=True)
+    if verdict(report):
+        console.print(verdict(report), soft_wrap=True)

@@ -18,6 +18,9 @@ Strategy = Literal["front", "greedy", "exhaustive"]
 MARGIN_DB = 0.5
 """By so much a candidate exceeds the ratio asked for, since other samples than those of the search will judge it."""
 
+FLOAT = "float"
+"""The name of the candidate that leaves the model as it is."""
+
 
 class Limits(Noun, frozen=True, kw_only=True):
     """What a result has to keep; None is no limit.

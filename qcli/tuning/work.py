@@ -22,21 +22,19 @@ from qcli.report import Report, environment, file_facts
 from qcli.side_by_side import CompareJob, compare_models
 from qcli.tuning.base import Base, Built, build, settle
 from qcli.tuning.costs import Machine, costs_of, network_for
-from qcli.tuning.files import tune_writer, write_plan, write_tuning
+from qcli.tuning.doubts import busy, doubts
+from qcli.tuning.files import standing, tune_writer, write_plan, write_tuning
 from qcli.tuning.front import Costs
 from qcli.tuning.judge import Judge, check_resolution, drop_of, evaluated, shards
 from qcli.tuning.limits import best_of, front, is_accurate, reason_of
 from qcli.tuning.metric import check_float_model, metric_of
-from qcli.tuning.nouns import Candidate, Outcome, TuneJob, TuneReport
+from qcli.tuning.nouns import FLOAT, Candidate, Outcome, TuneJob, TuneReport
 from qcli.tuning.parts import Network
 from qcli.tuning.search import PartSearch
 from qcli.watch import Watch
 
 _TUNING = 1
 """Raised whenever the same candidate would be measured otherwise."""
-
-FLOAT = "float"
-"""The name of the candidate that leaves the model as it is."""
 
 
 def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
@@ -97,6 +95,9 @@ class _Search:
     def report(self) -> TuneReport:
         """What was found, with the last word of the evaluation samples where there are any."""
         job, best = self._job, self._best()
+        self._watch.on_standing(None)
+        for text in doubts(job, self.outcomes, perf_counter() - self._begin, divisible=any(self._promising())):
+            self._watch.warn(text)
         outcome, met = self.outcomes[best], self._met()
         self._learn_from_all(outcome.candidate)
         result, result_metric = self._judged() if outcome.candidate.recipe != FLOAT else (None, None)
@@ -138,6 +139,8 @@ class _Search:
             if doubt is not None:
                 self._watch.warn(doubt)
         latency = judge.latency(self._source)
+        for text in busy(latency):
+            self._watch.warn(text)
         exact = Outcome(
             candidate=Candidate(recipe=FLOAT, why="the model as it was"),
             sqnr=accuracy.sqnr if accuracy.sqnr is not None else 200.0,
@@ -196,7 +199,7 @@ class _Search:
     def _keep(self, outcome: Outcome, built: Built | None) -> None:
         self.outcomes.append(outcome)
         best = self._best()
-        self._watch.progress(len(self.outcomes), len(self.outcomes))
+        self._watch.on_standing(standing(self.outcomes, best, self._begin + self._job.time_limit))
         if best == len(self.outcomes) - 1 or self._written is None:
             self._write(best, built)
 

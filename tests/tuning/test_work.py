@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -16,10 +18,10 @@ import qcli.tuning.work
 from qcli import QuantizeJob, TuneJob, TuneReport, quantize, tune
 from qcli.errors import Interrupted, NothingToDoError, UsageError
 from qcli.graph import load_model
-from qcli.latency import Effort
+from qcli.latency import Effort, Latency
 from qcli.tuning.files import plan_path, write_tuning
 from qcli.tuning.nouns import Candidate, Limits, Outcome
-from qcli.watch import Watch
+from qcli.watch import Standing, Watch
 
 GRAY = "samples.calibration.preprocess={channels: gray, preset: unit}"
 
@@ -121,9 +123,16 @@ def test_reports(searched: tuple[TuneJob, TuneReport], tmp_path: Path, suffix: s
     if suffix == ".json":
         assert msgspec.json.decode(text, type=TuneReport) == report
     elif suffix == ".csv":
-        assert len(text.splitlines()) == len(report.tried) + 1
+        rows = list(csv.DictReader(text.splitlines()))
+        assert [row["why"] for row in rows] == [one.candidate.why for one in report.tried]
+        for mark, numbers in (("front_latency", report.front_latency), ("front_size", report.front_size)):
+            assert {number for number, row in enumerate(rows) if row[mark] == "True"} == set(numbers)
+        assert [number for number, row in enumerate(rows) if row["best"] == "True"] == [report.best]
+        assert rows[report.best]["kept"] == "True"
     else:
-        assert text.count("| * |") == 1 and "float, the model as it was" in text
+        assert text.count("| \\* |") == 2, "the best, in both tables"
+        assert text.count("```") == 4 and text.count("* best") == 2 and text.count("F float") == 2
+        assert text.count("| float, the model as it was |") == 2 and "out.onnx: " in text
 
 
 def test_what_nothing_keeps_gives_the_smallest_accurate_model(tmp_path: Path) -> None:
@@ -190,6 +199,42 @@ def test_an_interrupt_before_there_is_anything_ends_it(tmp_path: Path, monkeypat
 def test_a_time_that_is_too_short_still_gives_the_first_recipe(tmp_path: Path) -> None:
     report = tune(job(tmp_path, recipes=("int8-weights",), time_limit=0.001))
     assert [one.candidate.recipe for one in report.tried] == ["float", "int8-minmax"]
+    assert any("the time limit of 0.001 s was over before int8-weights was tried" in text for text in report.warnings)
+
+
+def test_a_time_without_parts_is_said(tmp_path: Path) -> None:
+    report = tune(job(tmp_path, time_limit=0.001))
+    assert any("was over before any part of a recipe was tried" in text for text in report.warnings)
+
+
+def test_a_machine_that_is_busy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latency = qcli.tuning.judge.Judge.latency
+
+    def disturbed(self: qcli.tuning.judge.Judge, model: Any) -> Latency:
+        seen = latency(self, model)
+        first, second = seen.timings
+        slow = msgspec.structs.replace(second, median_ms=2 * first.median_ms, spread_ms=9 * first.median_ms)
+        return msgspec.structs.replace(seen, timings=(first, slow))
+
+    monkeypatch.setattr(qcli.tuning.judge.Judge, "latency", disturbed)
+    report = tune(job(tmp_path, time_limit=0.001, reports=(tmp_path / "r.md",)))
+    first, *_, last = [text for text in report.warnings if "the machine" in text]
+    assert "the float model differs from itself by 100%" in first
+    assert "while 2 of 2 plans were timed" in last
+    assert "## Warnings" in (tmp_path / "r.md").read_text()
+
+
+def test_the_standing_is_told_after_each_plan(tmp_path: Path) -> None:
+    told: list[Standing | None] = []
+    begin = perf_counter()
+    report = tune(job(tmp_path, time_limit=0.001), Watch(on_standing=told.append))
+    *during, after = told
+    assert after is None, "the search is over before the result is made"
+    assert [one.tried for one in during if one is not None] == list(range(1, len(report.tried) + 1))
+    first, last = during[0], during[-1]
+    assert first is not None and first.best == "float, the model as it was: 1.00x, 200.0 dB, size 1.000"
+    assert last is not None and last.ends == first.ends > begin
+    assert f"{last}".endswith("; 2 tried, 0 s left")
 
 
 def test_few_samples_are_said_to_flatter(tmp_path: Path) -> None:
