@@ -74,13 +74,29 @@ def tune(
             show_default=False,
         ),
     ] = None,
+    search: Annotated[
+        str,
+        typer.Option("--search", metavar="WAY", help="How parts are searched: front, greedy or exhaustive."),
+    ] = "front",
+    jobs: Annotated[
+        int, typer.Option("-j", "--jobs", metavar="N", help="Plans that are judged at a time, each in a process.")
+    ] = 1,
+    cost_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--cost-table",
+            metavar="FILE",
+            help="Kernels of another machine ('doctor --kernels --save'), in place of timing on this one.",
+            show_default=False,
+        ),
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew what was measured before.")] = False,
     threads: options.ThreadsOption = 0,
     max_memory: options.MaxMemoryOption = None,
 ) -> None:
     """Search for the fastest or smallest plan within limits."""
     from qcli.cli._tune import show_tuning
-    from qcli.tuning.nouns import Limits, TuneJob, objective_of
+    from qcli.tuning.nouns import Limits, TuneJob, objective_of, strategy_of
     from qcli.tuning.work import tune as work
 
     first, *more = recipes or ("int8", "int8-weights", "int8-transformer")
@@ -103,6 +119,9 @@ def tune(
         ),
         objective=objective_of(objective),
         time_limit=time_limit,
+        search=strategy_of(search),
+        jobs=jobs,
+        cost_table=cost_table,
         metric=metric,
         allow_code=allow_code,
         reports=tuple(reports or ()),

@@ -8,15 +8,19 @@ from qcli.tuning.front import IMPOSSIBLE, Prices
 from qcli.tuning.nouns import Objective
 from qcli.types import Noun
 
-_WHOLE_SIZE = 0.05
-"""Bytes as many as the float model's are worth this share of its time, so that of equally fast ways the small one wins."""
+_WHOLE_SIZE = 0.2
+"""Bytes as many as the float model's are worth this share of its time: of about equally fast ways the small wins."""
 
 _WHOLE_TIME = 0.001
 """And this share of the bytes is what its time is worth where size counts."""
 
 
+_TELLING = 0.05
+_FLATTEST, _STEEPEST = 0.5, 2.0
+
+
 class Costs(Noun, frozen=True, kw_only=True):
-    """Of each part in each way (`ways.py`): `ms`, None for a way that it has not, `noise`, and `bytes` of its constants.
+    """Of each part in each way (`ways.py`): `ms`, None for a way that it lacks, `noise`, and `bytes` of its constants.
 
     Noise is the power at the worst output relative to the output's own. `crossings` are (part, part, ms): what two
     parts pay for converting between them if just one takes the first way. `rest` are the ms of all nodes that are no
@@ -44,11 +48,22 @@ class Costs(Noun, frozen=True, kw_only=True):
     def _sums(self, of_ms: float, of_bytes: float) -> Prices:
         own = tuple(
             tuple(
-                IMPOSSIBLE if ms is None else of_ms * ms + of_bytes * size for ms, size in zip(times, sizes, strict=True)
+                IMPOSSIBLE if ms is None else of_ms * ms + of_bytes * size
+                for ms, size in zip(times, sizes, strict=True)
             )
             for times, sizes in zip(self.ms, self.bytes, strict=True)
         )
         return Prices(own, self.noise, {pair: of_ms * cost for pair, cost in self.borders.items()})
+
+    def corrected(self, ways: Sequence[int], whole: float) -> float:
+        """The time of a plan, where `whole` was measured for the plan with all parts in the first way.
+
+        Profiles of small kernels are off, all of them alike: the line through that plan and the float model is right
+        for both.
+        """
+        own, first = self.time(ways), self.time((0,) * len(ways))
+        slope = (whole - 1) / (first - 1) if abs(first - 1) > _TELLING else 1.0
+        return whole + min(max(slope, _FLATTEST), _STEEPEST) * (own - first)
 
     def time(self, ways: Sequence[int]) -> float:
         """The time of a whole plan as a multiple of the float model's."""

@@ -8,26 +8,23 @@ convert is found in the profile as well.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
-from qcli.analysis.measure import Variant, run_variants
-from qcli.analysis.simulate import Layer, Simulation, simulate
+from qcli.analysis.simulate import Simulation
 from qcli.apply import apply_plan
 from qcli.dataset import Sample
 from qcli.files import scratch_folder
-from qcli.graph import Model, concrete_shapes, save_model
+from qcli.graph import Model, save_model
 from qcli.profile import NodeTime, profiles
 from qcli.solve import Solved
-from qcli.tuning.base import Base, replanned
+from qcli.tuning.base import Base
 from qcli.tuning.cost_sums import Costs
-from qcli.tuning.nouns import TuneJob
-from qcli.tuning.parts import Network, Part, network_of
+from qcli.tuning.part_noise import noise_of
+from qcli.tuning.parts import Network, Part
 from qcli.tuning.stored_bytes import float_bytes, plan_bytes
-from qcli.tuning.ways import BLOCKS, DYNAMIC, RECIPE, STORED, UNTOUCHED, WAYS
+from qcli.tuning.uniform import Uniform
+from qcli.tuning.ways import STORED, UNTOUCHED, WAYS
 from qcli.types import Array, Plan, Role
-from qcli.watch import Watch
 
 
 class Machine(NamedTuple):
@@ -37,47 +34,8 @@ class Machine(NamedTuple):
     cores: int
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """A plan with all parts in one way that can be, by number. `parts` are those whose entries became others."""
-
-    way: int
-    solved: Solved
-    parts: frozenset[int]
-
-
-_COMPARED = 6
-"""Samples that noise is measured on: it ranks parts, whole candidates are measured on all samples."""
-
 _QUANTIZE_MS, _DEQUANTIZE_MS = 3e-7, 2e-7
 """For one number, where the profile shows no conversion."""
-
-
-def network_for(base: Base, sample: Sample) -> tuple[Network, Simulation]:
-    """The network of a base, and the simulation that measures the noise of its parts."""
-    model, plan = base.prepared.model, base.plan
-    simulation = simulate(model, plan, base.solution)
-    return network_of(model, plan, simulation, concrete_shapes(model, sample.feeds)), simulation
-
-
-def uniforms(base: Base, network: Network, job: TuneJob, watch: Watch) -> tuple[Uniform, ...]:
-    """The plans with everything in one way, without those that change nothing."""
-    found = []
-    for number, way in enumerate(WAYS):
-        able = [place for place, part in enumerate(network.parts) if way.takes(part)]
-        solved = replanned(base, way.of([network.parts[place] for place in able]), job, watch) if able else None
-        if solved is None or way is RECIPE:
-            continue
-        changed = frozenset(place for place in able if _differ(network.parts[place], base.plan, solved.plan))
-        if changed:
-            found.append(Uniform(number, solved, changed))
-    return tuple(found)
-
-
-def _differ(part: Part, first: Plan, second: Plan) -> bool:
-    names = frozenset(part.names)
-    entries = [[entry for entry in plan.entries if entry.site.node in names] for plan in (first, second)]
-    return entries[0] != entries[1]
 
 
 def costs_of(
@@ -88,7 +46,7 @@ def costs_of(
     machine: Machine,
 ) -> Costs:
     """What the parts of a base's network cost. UNTOUCHED is there for each part, with no noise."""
-    network, simulation = found
+    network, _ = found
     model = base.prepared.model
     plans = [apply_plan(model, base.plan, base.solution)]
     timed = [one for one in others if WAYS[one.way] not in (STORED, UNTOUCHED)]
@@ -99,7 +57,7 @@ def costs_of(
     own, usual = _by_part(network.parts, quantized), _by_part(network.parts, floats)
     times: list[list[float | None]] = [[None] * len(WAYS) for _ in network.parts]
     for place, part_times in enumerate(times):
-        part_times[0] = own[place] + (sum(_outer(network, place, rates)) if static[place] else 0.0)
+        part_times[0] = own[place] + (sum(outer(network, place, rates)) if static[place] else 0.0)
         part_times[WAYS.index(UNTOUCHED)] = usual[place]
     for one in others:
         rows = rest[timed.index(one)] if one in timed else floats
@@ -108,9 +66,9 @@ def costs_of(
                 times[place][one.way] = ms
     return Costs(
         ms=tuple(tuple(part_times) for part_times in times),
-        noise=_noise(base, found, others, samples, machine.cores),
-        bytes=_bytes(base, network, others),
-        crossings=_borders(network, static, rates),
+        noise=noise_of(base, found, others, samples, machine.cores),
+        bytes=bytes_of(base, network, others),
+        crossings=crossings(network, static, rates),
         rest=(_total(quantized) - sum(own) - sum(_conversions(quantized)), _total(floats) - sum(usual)),
         float_ms=_total(floats),
         float_bytes=float(float_bytes(model)),
@@ -125,7 +83,7 @@ def _conversions(rows: Iterable[NodeTime]) -> Iterable[float]:
     return (row.ms for row in rows if row.op in ("QuantizeLinear", "DequantizeLinear") and not row.sources)
 
 
-def _bytes(base: Base, network: Network, others: Sequence[Uniform]) -> tuple[tuple[float, ...], ...]:
+def bytes_of(base: Base, network: Network, others: Sequence[Uniform]) -> tuple[tuple[float, ...], ...]:
     model = base.prepared.model
     columns = {0: plan_bytes(model, network.parts, Solved(base.plan, base.solution))}
     columns |= {one.way: plan_bytes(model, network.parts, one.solved) for one in others}
@@ -134,52 +92,6 @@ def _bytes(base: Base, network: Network, others: Sequence[Uniform]) -> tuple[tup
     return tuple(
         tuple(columns.get(way, usual)[place] for way in range(len(WAYS))) for place in range(len(network.parts))
     )
-
-
-def _noise(
-    base: Base, found: tuple[Network, Simulation], others: Sequence[Uniform], samples: Sequence[Sample], cores: int
-) -> tuple[tuple[float, ...], ...]:
-    """Of each part alone: with all its quantizers, with those of its weights, with those of another way."""
-    network, simulation = found
-    few = tuple(islice(samples, _COMPARED))
-    whole, alone = _powers(simulation, [_switches(part) for part in network.parts], few, cores)
-    stored = [frozenset(switch for switch in (part.weights,) if switch is not None) for part in network.parts]
-    columns = {0: alone, WAYS.index(STORED): _powers(simulation, stored, few, cores)[1]}
-    for one in others:
-        if WAYS[one.way] in (DYNAMIC, BLOCKS):
-            columns[one.way] = _other_noise(base, network, one, few, cores)
-    total = sum(alone)
-    scale = whole / total if total else 1.0  # noise of several parts adds up but roughly
-    silent = [0.0] * len(network.parts)
-    return tuple(
-        tuple(scale * columns.get(way, silent)[place] for way in range(len(WAYS)))
-        for place in range(len(network.parts))
-    )
-
-
-def _other_noise(base: Base, network: Network, one: Uniform, samples: Sequence[Sample], cores: int) -> list[float]:
-    simulation = simulate(base.prepared.model, *one.solved)
-    layers: dict[str, Layer] = {layer.key: layer for layer in simulation.layers}
-    chosen = [
-        frozenset(layers[part.key].switches()) if place in one.parts and part.key in layers else frozenset()
-        for place, part in enumerate(network.parts)
-    ]
-    return _powers(simulation, chosen, samples, cores)[1]
-
-
-def _powers(
-    simulation: Simulation, chosen: Sequence[Variant], samples: Iterable[Sample], cores: int
-) -> tuple[float, list[float]]:
-    """The noise of all variants at once, and of each."""
-    everything: Variant = frozenset(switch for variant in chosen for switch in variant)
-    variants = {variant for variant in (*chosen, everything) if variant}
-    losses = run_variants(simulation, samples, sorted(variants, key=sorted), cores, lambda *_: None) if variants else {}
-    power = {variant: 10 ** (-loss / 10) for variant, loss in losses.items()}
-    return power.get(everything, 0.0), [power.get(variant, 0.0) for variant in chosen]
-
-
-def _switches(part: Part) -> Variant:
-    return frozenset(switch for switch in (part.weights, part.activations) if switch is not None)
 
 
 def _profiled(
@@ -226,7 +138,7 @@ def _is(static: Sequence[bool], number: int | None) -> bool:
     return number is not None and static[number]
 
 
-def _outer(network: Network, number: int, rates: tuple[float, float]) -> Iterable[float]:
+def outer(network: Network, number: int, rates: tuple[float, float]) -> Iterable[float]:
     """The conversions between a part and what is float anyway."""
     for edge in network.edges:
         if edge.reader == number and edge.giver is None:
@@ -235,7 +147,7 @@ def _outer(network: Network, number: int, rates: tuple[float, float]) -> Iterabl
             yield edge.elements * rates[1]
 
 
-def _borders(
+def crossings(
     network: Network, static: Sequence[bool], rates: tuple[float, float]
 ) -> tuple[tuple[int, int, float], ...]:
     """What two neighbours pay if one of them is not integer: half a conversion either way, and a bit for its launch."""

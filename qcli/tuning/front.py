@@ -1,8 +1,8 @@
 """From costs and noise to plans that might pay: the front that is foretold, from the fastest plan to the most exact.
 
 Prices and noise powers of parts add up, conversions between them cost as well. What a conversion costs depends on who
-reads and writes codes, and only the first way does that; so of the others each part takes the best, and for each price of
-noise the best division of the network is a minimum cut (`cut.py`). Raising the price from nothing on gives the plans.
+reads and writes codes, and only the first way does that; so of the others each part takes the best, and for each price
+of noise the best division of the network is a minimum cut (`cut.py`). Raising that price gives the plans in turn.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def greedy(prices: Prices) -> Iterator[Division]:
 
 
 def steps_between(prices: Prices, fast: Division, exact: Division) -> Iterator[Division]:
-    """The plans between two neighbours on the front: part by part, the one that saves most noise for its price first."""
+    """The plans between two neighbours on the front: part by part, what saves most noise for its price first."""
     here = fast
     left = {number for number, (one, other) in enumerate(zip(fast.ways, exact.ways, strict=True)) if one != other}
     while left:
@@ -101,7 +101,9 @@ def cheaper(prices: Prices, division: Division, noise: float, most: int) -> tupl
 def _pairs(prices: Prices, division: Division, singles: Sequence[Division]) -> Iterator[Division]:
     """Two changes at once, one that saves and one that makes up for its noise; of many the most promising."""
     saves = sorted((near for near in singles if near.price < division.price), key=lambda near: near.price)
-    mends = sorted((near for near in singles if near.noise < division.noise), key=lambda near: -_worth(division, near)[1])
+    mends = sorted(
+        (near for near in singles if near.noise < division.noise), key=lambda near: -_worth(division, near)[1]
+    )
     for one, other in product(saves[:_TRIED_SAVES], mends[:_TRIED_SAVES]):
         changed = [b if b != a else c for a, b, c in zip(division.ways, one.ways, other.ways, strict=True)]
         yield divided(prices, changed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from qcli.analysis.measure import checked, float_session
+from qcli.analysis.measure import checked, float_session, loss_of
 from qcli.cache import key_of_facts
 from qcli.comparison import Comparison
 from qcli.dataset import Dataset, Sample
@@ -17,6 +17,7 @@ from qcli.errors import NothingToDoError, UsageError
 from qcli.graph import Model, load_model
 from qcli.latency import Effort, Latency, measure
 from qcli.parallel import MOST_AT_ONCE, in_order
+from qcli.pipeline import threads_of
 from qcli.recipe import Recipe, load_recipe
 from qcli.report import Accuracy, Report
 from qcli.runtime import Session
@@ -24,6 +25,7 @@ from qcli.side_by_side import CompareJob, evaluation_samples
 from qcli.sources import SampleStream, open_source
 from qcli.tuning.metric import Metric, Tally
 from qcli.tuning.nouns import TuneJob
+from qcli.tuning.spread import Spread
 
 _KEPT_BYTES = 256 << 20
 """Outputs of the float model that are kept; beyond it the float model runs again for each candidate."""
@@ -58,9 +60,13 @@ def shards(job: TuneJob, recipe: Recipe, source: Model) -> tuple[SampleStream, t
 
 
 class Judged(Accuracy, frozen=True, kw_only=True):
-    """The accuracy with the value of the metric that the search goes by, None where that is sqnr."""
+    """The accuracy with the value of the metric that the search goes by, None where that is sqnr.
+
+    `error_db` is the standard error of the worst output's ratio in dB: how much of it is due to the choice of samples.
+    """
 
     metric: float | None = None
+    error_db: float = 0.0
 
 
 class Judge:
@@ -97,6 +103,7 @@ class Judge:
     def accuracy(self, model: Model) -> Judged:
         """On all samples; several of them run at a time. Raises UsageError if a file's metric fails."""
         session, comparison, tally = Session(model.runnable(), threads=1), Comparison(), Tally(self._metric)
+        spread = Spread()
 
         def run(numbered: tuple[int, Sample]) -> tuple[Sample, dict[str, Any], dict[str, Any]]:
             number, sample = numbered
@@ -111,8 +118,9 @@ class Judge:
                 self._held += sum(getattr(value, "nbytes", 0) for value in expected.values())
             comparison.update(expected, given, sample)
             tally.update(expected, given, sample)
+            spread.update(loss_of(expected, given))
         accuracy = comparison.accuracy()
-        return Judged(**msgspec.structs.asdict(accuracy), metric=tally.value(accuracy))
+        return Judged(**msgspec.structs.asdict(accuracy), metric=tally.value(accuracy), error_db=spread.error_db())
 
     def latency(self, model: Model) -> Latency:
         """Of the float model and of this one, interleaved."""
@@ -123,6 +131,12 @@ class Judge:
 
     def sample(self) -> Iterator[Sample]:
         return iter(self._samples)
+
+
+def open_judge(job: TuneJob, source: Model, recipe: Recipe, metric: Metric) -> tuple[Judge, tuple[int, int] | None]:
+    """The judge of a job, and the shard of the samples to learn from; None for all, where all are few."""
+    samples, shard = shards(job, recipe, source)
+    return Judge(source, samples, threads=job.threads or 1, cores=threads_of(job), metric=metric), shard
 
 
 def drop_of(accuracy: Accuracy) -> float | None:

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from qcli.metrics.sqnr import Sqnr
-from qcli.tuning.nouns import MARGIN_DB, Limits, Objective, Outcome, option_of
+from qcli.tuning.nouns import MARGIN_DB, SURE, Limits, Objective, Outcome, option_of
 
 _SAME_SPEED = 0.02
 """Relative differences of speed below this are chance."""
@@ -18,13 +18,19 @@ def quality(outcome: Outcome) -> tuple[float, float]:
     return (0.0 if outcome.metric is None else outcome.metric), outcome.sqnr
 
 
+def margin(outcome: Outcome) -> float:
+    """By how many dB an outcome has to exceed the ratio asked for: the more, the more its samples differ."""
+    return max(MARGIN_DB, SURE * outcome.error_db)
+
+
 def missed(outcome: Outcome, limits: Limits, metric: str = "the metric") -> Iterator[str]:
     """What an outcome does not keep, in words; `metric` is the name of the search's. Where that is sqnr, a limit of it
     is one of the ratio."""
     least, own = limits.min_metric, outcome.metric
     for ratio in (limits.min_sqnr, least if own is None else None):
-        if ratio is not None and outcome.sqnr < min(ratio + MARGIN_DB, Sqnr.LIMIT):
-            yield f"{outcome.sqnr:.1f} dB, {ratio:g} and {MARGIN_DB} to spare were asked for"
+        spare = margin(outcome)
+        if ratio is not None and outcome.sqnr < min(ratio + spare, Sqnr.LIMIT):
+            yield f"{outcome.sqnr:.1f} dB, {ratio:g} and {spare:.1f} to spare were asked for"
     if least is not None and own is not None and own < least:
         yield f"{metric} {own:.6g}, {least:g} at least was asked for"
     if limits.max_drop is not None and _lost(outcome) > limits.max_drop:
@@ -79,7 +85,7 @@ def _is_slow(outcome: Outcome) -> bool:
 
 
 def front(outcomes: Sequence[Outcome], cost: str) -> tuple[int, ...]:
-    """The numbers of the outcomes that no other surpasses in accuracy and in `cost`, ms or size.
+    """The numbers of the outcomes that no other surpasses in accuracy and in `cost`, time or size.
 
     The most accurate comes first.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import msgspec
@@ -12,11 +13,16 @@ from qcli.job import QuantizeJob
 from qcli.report import Environment, FileFacts, Report
 from qcli.types import Noun, Rule
 
+MOST_JOBS = 64
+
 Objective = Literal["latency", "size", "accuracy"]
 Strategy = Literal["front", "greedy", "exhaustive"]
 
 MARGIN_DB = 0.5
-"""By so much a candidate exceeds the ratio asked for, since other samples than those of the search will judge it."""
+"""By so much at least a candidate exceeds the ratio asked for, since other samples than the search's will judge it."""
+
+SURE = 1.645
+"""And by so many standard errors: over all samples there could be, the ratio keeps the limit in 19 of 20 cases."""
 
 FLOAT = "float"
 """The name of the candidate that leaves the model as it is."""
@@ -60,12 +66,20 @@ def objective_of(name: str) -> Objective:
     return cast(Objective, name)
 
 
+def strategy_of(name: str) -> Strategy:
+    """Raises UsageError for anything but front, greedy and exhaustive."""
+    if name not in get_args(Strategy):
+        raise UsageError(f"'{name}' is no way to search", did_you_mean(name, get_args(Strategy)))
+    return cast(Strategy, name)
+
+
 class TuneJob(QuantizeJob, frozen=True, kw_only=True):
     """What `qcli tune` can be told, beside what it has in common with `qcli quantize`.
 
     `recipes` are tried beside `recipe`. `metric` is sqnr (None), agreement, top1 or the path of a file of Python code,
     which runs only with `allow_code`; see `qcli/tuning/metric.py`. `time_limit` is in seconds; the search ends with the
-    round that exceeds it.
+    round that exceeds it. `jobs` candidates are judged at a time, each in a process of its own. With a `cost_table`
+    nothing is timed: speeds are foretold for the machine that it was measured on.
     """
 
     recipes: tuple[str, ...] = ()
@@ -74,8 +88,13 @@ class TuneJob(QuantizeJob, frozen=True, kw_only=True):
     time_limit: float = 300.0
     metric: str | None = None
     allow_code: bool = False
+    search: Strategy = "front"
+    jobs: int = 1
+    cost_table: Path | None = None
 
     def __post_init__(self) -> None:
+        if not 1 <= self.jobs <= MOST_JOBS:
+            raise UsageError(f"--jobs must be from 1 to {MOST_JOBS}, is {self.jobs}")
         if not 0 < self.time_limit <= 1e6:
             raise UsageError(f"--time-limit must be above 0 and at most 1e6 seconds, is {self.time_limit:g}")
 
@@ -96,8 +115,8 @@ class Outcome(Noun, frozen=True, kw_only=True):
     """A candidate that was made into a model and measured. `speedup` and `size` are relative to the float model.
 
     `sqnr`, `drop` and `metric`, None where the job's is sqnr, are those on the samples of the search. `steady` is False
-    if the machine was busy meanwhile.
-    `seconds` is how long it took, `found` when it was there, both in seconds.
+    if the machine was busy meanwhile. `error_db` is the standard error of `sqnr`. `seconds` is how long it took,
+    `found` when it was there, both in seconds.
     """
 
     candidate: Candidate
@@ -109,7 +128,13 @@ class Outcome(Noun, frozen=True, kw_only=True):
     steady: bool
     seconds: float
     found: float = 0.0
+    error_db: float = 0.0
     metric: float | None = None
+
+    @property
+    def time(self) -> float:
+        """Relative to the float model's, measured beside it."""
+        return 1 / self.speedup
 
 
 class TuneReport(Noun, frozen=True, kw_only=True):

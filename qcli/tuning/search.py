@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from math import inf, prod
-from typing import Literal, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from qcli.errors import UsageError
 from qcli.tuning.cost_sums import Costs
 from qcli.tuning.front import Division, cheaper, everything, foretold, greedy, steps_between
-from qcli.tuning.limits import is_accurate, is_kept
-from qcli.tuning.nouns import MARGIN_DB, Candidate, Limits, Objective, Outcome, Strategy
+from qcli.tuning.limits import is_accurate, is_kept, margin
+from qcli.tuning.nouns import Candidate, Limits, Objective, Outcome, Strategy
 from qcli.tuning.parts import Network
 from qcli.tuning.ways import rules_for, told
 
@@ -43,10 +41,10 @@ class Aim(NamedTuple):
 
 
 class PartSearch:
-    """A search among the divisions of one recipe's network."""
+    """A search among the divisions of one recipe's network; `whole` is what came of the recipe as it is."""
 
-    def __init__(self, recipe: str, network: Network, costs: Costs, aim: Aim) -> None:
-        self._recipe = recipe
+    def __init__(self, whole: Outcome, network: Network, costs: Costs, aim: Aim) -> None:
+        self._whole = whole
         self._network = network
         self._costs = costs
         self._prices = costs.prices(aim.objective)
@@ -64,7 +62,9 @@ class PartSearch:
         count = prod(len(self._prices.choices(part)) for part in range(len(self._prices.own)))
         if count > _MOST_PLANS:
             hint = "leave out --search exhaustive, or restrict the network with the rules of a recipe"
-            raise UsageError(f"{len(self._network.parts)} parts make {count} plans, which are too many to try all", hint)
+            raise UsageError(
+                f"{len(self._network.parts)} parts make {count} plans, which are too many to try all", hint
+            )
         plans = tuple(everything(self._prices))
         for start in range(0, len(plans), self._aim.at_once):
             yield from _outcomes(self._tried(plans[start : start + self._aim.at_once], attempt))
@@ -128,10 +128,10 @@ class PartSearch:
 
     def _candidate(self, division: Division) -> Candidate:
         return Candidate(
-            recipe=self._recipe,
+            recipe=self._whole.candidate.recipe,
             why=told(division.ways),
             rules=rules_for(self._network.parts, division.ways),
-            foretold=self._costs.time(division.ways),
+            foretold=self._costs.corrected(division.ways, 1 / self._whole.speedup),
         )
 
     def _is_good(self, outcome: Outcome) -> bool:
@@ -149,10 +149,11 @@ class PartSearch:
     def _noise_allowed(self, best: Found) -> float:
         """In the sums of what is foretold, which are as wrong for neighbours as they are for the best."""
         division, outcome = best
-        least = self._aim.limits.min_sqnr
+        limits = self._aim.limits
+        least = limits.min_sqnr
         if least is None:
-            return division.noise * _MORE_NOISE if msgspec.structs.astuple(self._aim.limits)[0] is not None else inf
-        return division.noise * 10 ** ((outcome.sqnr - least - MARGIN_DB) / 10)
+            return inf if limits.max_drop is limits.min_metric is None else division.noise * _MORE_NOISE
+        return division.noise * 10 ** ((outcome.sqnr - least - margin(outcome)) / 10)
 
 
 def _outcomes(found: Sequence[Found]) -> Iterator[Outcome]:
@@ -162,4 +163,6 @@ def _outcomes(found: Sequence[Found]) -> Iterator[Outcome]:
 def _spread(low: int, high: int, count: int) -> list[int]:
     """At most `count` places that divide low to high evenly."""
     wanted = min(count, high - low + 1)
-    return sorted({low + (high - low + 1) * (index + 1) // (wanted + 1) for index in range(wanted)} & set(range(low, high + 1)))
+    return sorted(
+        {low + (high - low + 1) * (index + 1) // (wanted + 1) for index in range(wanted)} & set(range(low, high + 1))
+    )

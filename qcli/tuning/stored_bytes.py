@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qcli.graph import Model, is_constant, node_key
+from qcli.graph import Model, Value, is_constant, node_key
 from qcli.solve import SiteKey, Solved, site_key
 from qcli.tuning.parts import Part
 from qcli.types import Scale
@@ -18,19 +18,22 @@ _WIDTHS = (2, 4, 8, 16, 32)
 
 def float_bytes(model: Model) -> int:
     """Those of all constants as they are; what several nodes read counts once."""
-    read = (value for node in model.nodes() for value in node.inputs if is_constant(value))
-    return sum({value: value.const_value.nbytes for value in read}.values())
+    return sum({value: _size(value) for node in model.nodes() for value in node.inputs if is_constant(value)}.values())
+
+
+def _size(value: Value | None) -> int:
+    return 0 if value is None or value.const_value is None else int(value.const_value.nbytes)
 
 
 def plan_bytes(model: Model, parts: Sequence[Part], solved: Solved | None) -> list[float]:
     """Those of each part under a plan, or as they are; what several parts read counts for each of them."""
     nodes = {node_key(node): node for node in model.nodes()}
     coded = {} if solved is None else _coded(solved)
-    found = []
+    found: list[float] = []
     for part in parts:
         places = ((name, place) for name in part.names for place in range(len(nodes[name].inputs)))
         constants = [(name, place) for name, place in places if is_constant(nodes[name].inputs[place])]
-        found.append(sum(coded.get(key, nodes[key[0]].inputs[key[1]].const_value.nbytes) for key in constants))
+        found.append(sum(coded.get(key, _size(nodes[key[0]].inputs[key[1]])) for key in constants))
     return found
 
 
@@ -38,7 +41,9 @@ def _coded(solved: Solved) -> dict[tuple[str, int], float]:
     """Bytes of codes and scales by node and operand."""
     codes, scales = solved.solution.codes, solved.solution.scales
     keys: list[SiteKey] = [site_key(entry) for entry in solved.plan.entries]
-    return {(key[0], key[2]): codes[key].size * _bits(scales[key]) / 8 + _side(scales[key]) for key in keys if key in codes}
+    return {
+        (key[0], key[2]): codes[key].size * _bits(scales[key]) / 8 + _side(scales[key]) for key in keys if key in codes
+    }
 
 
 def _bits(scale: Scale) -> int:

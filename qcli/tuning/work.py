@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from time import perf_counter
 
@@ -11,30 +11,33 @@ import msgspec
 from qcli.analysis.simulate import Simulation
 from qcli.cache import find_document, keep_document, key_of_facts
 from qcli.dataset import Sample
-from qcli.errors import Interrupted, NothingToDoError, QcliError, UsageError
-from qcli.files import check_distinct, check_writable, scratch_folder
+from qcli.errors import Interrupted, NothingToDoError, UsageError
+from qcli.files import check_distinct, check_writable
 from qcli.graph import load_model, save_model
 from qcli.job import named_inputs
 from qcli.job_files import check_outputs, output_path
 from qcli.pipeline import threads_of
-from qcli.recipe import Recipe, load_recipe
+from qcli.recipe import load_recipe
 from qcli.report import Report, environment, file_facts
 from qcli.side_by_side import CompareJob, compare_models
 from qcli.tuning.base import Base, Built, build, settle
-from qcli.tuning.costs import Machine, costs_of, network_for
-from qcli.tuning.doubts import busy, doubts
+from qcli.tuning.cost_sums import Costs
+from qcli.tuning.costs import Machine, costs_of
+from qcli.tuning.doubts import doubts
 from qcli.tuning.files import standing, tune_writer, write_plan, write_tuning
-from qcli.tuning.front import Costs
-from qcli.tuning.judge import Judge, check_resolution, drop_of, evaluated, shards
+from qcli.tuning.judge import Judge, Judged, check_resolution, evaluated, open_judge
 from qcli.tuning.limits import best_of, front, is_accurate, reason_of
 from qcli.tuning.metric import check_float_model, metric_of
 from qcli.tuning.nouns import FLOAT, Candidate, Outcome, TuneJob, TuneReport
 from qcli.tuning.parts import Network
-from qcli.tuning.search import PartSearch
+from qcli.tuning.search import Aim, PartSearch
+from qcli.tuning.table_costs import Elsewhere, foretold_costs, table_for
+from qcli.tuning.trying import Tried, Trying
+from qcli.tuning.uniform import network_for, uniforms
 from qcli.watch import Watch
 
-_TUNING = 1
-"""Raised whenever the same candidate would be measured otherwise."""
+_SAMPLES = 8
+"""That parts are measured on."""
 
 
 def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
@@ -56,6 +59,8 @@ def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
         if not search.outcomes:
             raise
         watch.warn("the search was interrupted: the result is the best so far")
+    finally:
+        search.close()
     report = search.report()
     for path in job.reports:
         write_tuning(report, path)
@@ -68,27 +73,32 @@ class _Search:
         self._metric = metric_of(job)
         self._watch = watch
         self._begin = perf_counter()
+        self._table = table_for(job, watch)
         self._source = load_model(job.model)
+        self._judge, self._shard = self._first_judge()
+        self._trying: Trying | None = None
         self._bases: dict[str, Base] = {}
-        self._judge: Judge | None = None
-        self._shard: tuple[int, int] | None = None
+        self._costs: dict[str, tuple[Network, Costs]] = {}
         self._written: int | None = None
-        self.outcomes: list[Outcome] = []
         self._keys: dict[str, int] = {}
+        self.outcomes: list[Outcome] = []
+
+    def close(self) -> None:
+        if self._trying is not None:
+            self._trying.close()
 
     def run(self) -> None:
         """Whole recipes, then parts of those that are accurate and fast, or may become so."""
-        failures: list[QcliError] = []
+        if self._table is None:
+            self._start()
         for recipe in dict.fromkeys((self._job.recipe, *self._job.recipes)):
-            if self.outcomes and not self._time_left():
+            if len(self.outcomes) > 1 and not self._time_left():
                 return
             try:
-                self._settle(recipe)
-                self._try(Candidate(recipe=recipe, why="as it is"))
-            except (UsageError, NothingToDoError) as error:
-                if isinstance(error, UsageError) or self._judge is None:
+                self._whole(recipe)
+            except NothingToDoError:
+                if not self.outcomes:
                     raise
-                failures.append(error)
         for base in self._promising():
             self._divide(base)
 
@@ -98,6 +108,7 @@ class _Search:
         self._watch.on_standing(None)
         for text in doubts(job, self.outcomes, perf_counter() - self._begin, divisible=any(self._promising())):
             self._watch.warn(text)
+        self._foretell_wholes()
         outcome, met = self.outcomes[best], self._met()
         self._learn_from_all(outcome.candidate)
         result, result_metric = self._judged() if outcome.candidate.recipe != FLOAT else (None, None)
@@ -109,9 +120,9 @@ class _Search:
             reason="" if met else reason_of(self.outcomes, best, job.limits, self._metric.name),
             best=best,
             tried=tuple(self.outcomes),
-            front_latency=front(self.outcomes, "ms"),
+            front_latency=front(self.outcomes, "time"),
             front_size=front(self.outcomes, "size"),
-            samples=self._judge.samples if self._judge is not None else 0,
+            samples=self._judge.samples,
             result=result,
             warnings=tuple(self._watch.warnings),
             environment=environment(),
@@ -120,81 +131,60 @@ class _Search:
             seconds=self._watch.finish(),
         )
 
-    def _settle(self, recipe: str) -> None:
-        self._watch.phase(f"settle {recipe}")
-        if self._judge is None:
-            self._judge = self._first_judge(load_recipe(recipe, self._job.settings))
-        self._bases[recipe] = settle(self._job, recipe, self._watch, self._shard)
-
-    def _first_judge(self, recipe: Recipe) -> Judge:
-        """The judge, who sees the float model first: it is a result too, if nothing else is."""
-        samples, self._shard = shards(self._job, recipe, self._source)
-        if self._shard is None:
+    def _first_judge(self) -> tuple[Judge, tuple[int, int] | None]:
+        recipe = load_recipe(self._job.recipe, self._job.settings)
+        judge, shard = open_judge(self._job, self._source, recipe, self._metric)
+        if shard is None:
             self._watch.warn("plans are judged on the samples that they learn from, since these are few: they flatter")
-        threads, limits = self._job.threads or 1, self._job.limits
-        judge = Judge(self._source, samples, threads=threads, cores=threads_of(self._job), metric=self._metric)
-        accuracy = judge.accuracy(self._source)
-        beyond = check_float_model(self._metric, accuracy.metric, limits.min_metric, judge.samples)
-        for doubt in (check_resolution(limits.max_drop, accuracy, judge.samples), beyond):
+        return judge, shard
+
+    def _start(self, float_ms: float | None = None) -> None:
+        """The float model first: it is a result too, if nothing else is."""
+        self._trying = Trying(self._job, self._source, self._judge, self._watch, float_ms)
+        self._keep(self._trying.float_outcome(self._source, self._check), None)
+
+    def _check(self, accuracy: Judged) -> None:
+        """Limits that the float model itself does not keep, or that its samples cannot tell."""
+        limits, samples = self._job.limits, self._judge.samples
+        beyond = check_float_model(self._metric, accuracy.metric, limits.min_metric, samples)
+        for doubt in (check_resolution(limits.max_drop, accuracy, samples), beyond):
             if doubt is not None:
                 self._watch.warn(doubt)
-        latency = judge.latency(self._source)
-        for text in busy(latency):
-            self._watch.warn(text)
-        exact = Outcome(
-            candidate=Candidate(recipe=FLOAT, why="the model as it was"),
-            sqnr=accuracy.sqnr if accuracy.sqnr is not None else 200.0,
-            drop=drop_of(accuracy),
-            size=1.0,
-            ms=latency.timings[0].median_ms,
-            speedup=1.0,
-            steady=latency.steady,
-            seconds=0.0,
-            metric=accuracy.metric,
-        )
-        self._keep(exact, None)
-        return judge
 
-    def _try(self, candidate: Candidate) -> Outcome | None:
-        """The outcome of a candidate, from an earlier time if there was one; None for what cannot be made."""
-        base, judge = self._bases[candidate.recipe], self._judge
-        key = self._key(base, candidate)
-        if key in self._keys:
-            return self.outcomes[self._keys[key]]
-        if judge is None or (len(self.outcomes) > 1 and not self._time_left()):
-            return None
+    def _whole(self, recipe: str) -> None:
+        """A recipe as `quantize` follows it."""
+        self._watch.phase(f"settle {recipe}")
+        base = settle(self._job, recipe, self._watch, self._shard)
+        self._bases[recipe] = base
+        foretold = None
+        if self._table is not None:
+            network, costs = self._network(base)
+            foretold = costs.time((0,) * len(network.parts))
+            if self._trying is None:
+                self._start(costs.float_ms)
+        self._try([Candidate(recipe=recipe, why="as it is", foretold=foretold)])
+
+    def _try(self, candidates: Sequence[Candidate]) -> list[Outcome | None]:
+        """The outcomes of candidates, from an earlier time if there were any; None for what cannot be made.
+
+        After the time limit only what is known already; but one recipe is always tried.
+        """
+        if self._trying is None:
+            return [None] * len(candidates)
         self._watch.phase("search")
-        start = perf_counter()
-        known = find_document(key) if self._job.cache else None
-        built = None if known is not None else build(base, candidate, self._job, self._watch)
-        if known is not None:
-            outcome = msgspec.json.decode(known, type=Outcome)
-        elif built is None:
-            return None
-        else:
-            outcome = self._measured(judge, candidate, built, start)
-            if self._job.cache:
-                keep_document(key, msgspec.json.encode(outcome))
-        self._keys[key] = len(self.outcomes)
-        self._keep(msgspec.structs.replace(outcome, found=perf_counter() - self._begin), built)
-        return outcome
-
-    def _measured(self, judge: Judge, candidate: Candidate, built: Built, start: float) -> Outcome:
-        accuracy, latency = judge.accuracy(built.model), judge.latency(built.model)
-        with scratch_folder() as folder:
-            save_model(built.model, folder / "model.onnx")
-            size = file_facts(folder / "model.onnx").bytes / file_facts(self._job.model, self._source).bytes
-        return Outcome(
-            candidate=candidate,
-            sqnr=accuracy.sqnr if accuracy.sqnr is not None else 200.0,
-            drop=drop_of(accuracy),
-            size=size,
-            ms=latency.timings[1].median_ms,
-            speedup=latency.ratios[1],
-            steady=latency.steady,
-            seconds=perf_counter() - start,
-            metric=accuracy.metric,
-        )
+        keys = [self._trying.key(self._bases[one.recipe], one) for one in candidates]
+        new = {key: Tried(one, key) for key, one in zip(keys, candidates, strict=True) if key not in self._keys}
+        if len(self.outcomes) <= 1 or self._time_left():
+            for tried in new.values():
+                self._trying.known(tried)
+                if tried.outcome is None:
+                    self._trying.make(tried, self._bases[tried.candidate.recipe])
+            self._trying.measure([tried for tried in new.values() if tried.outcome is None])
+        for tried in new.values():
+            if tried.outcome is not None:
+                self._keys[tried.key] = len(self.outcomes)
+                self._keep(msgspec.structs.replace(tried.outcome, found=perf_counter() - self._begin), tried.built)
+        return [self.outcomes[self._keys[key]] if key in self._keys else None for key in keys]
 
     def _keep(self, outcome: Outcome, built: Built | None) -> None:
         self.outcomes.append(outcome)
@@ -215,7 +205,7 @@ class _Search:
 
     def _promising(self) -> Iterator[Base]:
         """Accurate recipes first, the fastest of them first; then the others, the most accurate first."""
-        whole = {outcome.candidate.recipe: outcome for outcome in self.outcomes if not outcome.candidate.rules}
+        whole = self._wholes()
         limits = self._job.limits
 
         def rank(base: Base) -> tuple[bool, float]:
@@ -226,45 +216,55 @@ class _Search:
         divisible = (base for base in self._bases.values() if base.name in whole and base.computes())
         return iter(sorted(divisible, key=rank))
 
+    def _wholes(self) -> dict[str, Outcome]:
+        return {one.candidate.recipe: one for one in self.outcomes if not one.candidate.rules}
+
     def _divide(self, base: Base) -> None:
-        """Takes parts out of a recipe's plan, as long as there is time."""
-        if self._judge is None or not self._time_left():
+        """Makes parts of a recipe's plan compute in other ways, as long as there is time."""
+        if not self._time_left():
             return
         self._watch.phase("measure parts")
-        samples = list(islice(self._judge.sample(), 8))
-        found = network_for(base, samples[0])
-        costs = self._costs(base, found, samples)
-        for _ in PartSearch(base.name, found[0], costs, self._job.limits).run(self._try):
+        network, costs = self._network(base)
+        aim = Aim(self._job.limits, self._job.objective, self._job.search, self._job.jobs)
+        for _ in PartSearch(self._wholes()[base.name], network, costs, aim).run(self._try):
             if not self._time_left():
                 return
 
-    def _costs(self, base: Base, found: tuple[Network, Simulation], samples: list[Sample]) -> Costs:
-        """Measured once, so that a search that goes on where another one ended looks at the same front."""
-        key = key_of_facts(["costs", self._key(base, Candidate(recipe=base.name, why=""))])
+    def _network(self, base: Base) -> tuple[Network, Costs]:
+        """A recipe's parts and what they cost; measured once, so that a search that goes on sees the same front."""
+        if base.name not in self._costs:
+            samples = list(islice(self._judge.sample(), _SAMPLES))
+            found = network_for(base, samples[0])
+            self._costs[base.name] = found[0], self._measured_costs(base, found, samples)
+        return self._costs[base.name]
+
+    def _measured_costs(self, base: Base, found: tuple[Network, Simulation], samples: list[Sample]) -> Costs:
+        cores = threads_of(self._job)
+        others = uniforms(base, found[0], self._job, self._watch)
+        if self._table is not None:
+            costs, missing = foretold_costs(base, found, others, samples, Elsewhere(self._table, cores))
+            if missing:
+                hint = f"'qcli doctor --kernels MODEL -r {base.name} --save FILE' there measures them"
+                self._watch.warn(
+                    f"the cost table lacks {missing} kernels of {base.name}, so that they count nothing: {hint}"
+                )
+            return costs
+        key = key_of_facts(["costs", self._trying.base_key(base) if self._trying is not None else None])
         known = find_document(key) if self._job.cache else None
         if known is not None:
             return msgspec.json.decode(known, type=Costs)
-        machine = Machine(self._job.threads or 1, threads_of(self._job))
-        costs = costs_of(base, found, samples, machine, self._watch)
+        costs = costs_of(base, found, others, samples, Machine(self._job.threads or 1, cores))
         if self._job.cache:
             keep_document(key, msgspec.json.encode(costs))
         return costs
 
-    def _key(self, base: Base, candidate: Candidate) -> str:
-        digest = base.prepared.calibration.digest() if base.prepared.calibration is not None else None
-        facts = [
-            _TUNING,
-            self._source.sha256,
-            base.prepared.recipe.sha256,
-            base.prepared.model.digest(),
-            msgspec.to_builtins(base.plan),
-            msgspec.to_builtins(candidate.rules),
-            digest,
-            self._judge.key if self._judge is not None else None,
-            self._job.threads or 1,
-            msgspec.to_builtins(environment()),
-        ]
-        return key_of_facts(facts)
+    def _foretell_wholes(self) -> None:
+        """Adds what the costs of its parts foretell to each recipe that was tried as it is."""
+        for number, one in enumerate(self.outcomes):
+            if one.candidate.foretold is None and one.candidate.recipe in self._costs:
+                network, costs = self._costs[one.candidate.recipe]
+                candidate = msgspec.structs.replace(one.candidate, foretold=costs.time((0,) * len(network.parts)))
+                self.outcomes[number] = msgspec.structs.replace(one, candidate=candidate)
 
     def _time_left(self) -> bool:
         return perf_counter() - self._begin < self._job.time_limit

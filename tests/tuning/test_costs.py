@@ -9,41 +9,85 @@ import pytest
 from conftest import SAMPLE_MODELS
 
 from qcli.tuning.base import Base, build, settle
-from qcli.tuning.costs import Machine, costs_of, network_for
-from qcli.tuning.front import Costs
+from qcli.tuning.cost_sums import Costs
+from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.nouns import Candidate, TuneJob
 from qcli.tuning.parts import Network, without
+from qcli.tuning.uniform import network_for, uniforms
+from qcli.tuning.ways import BLOCKS, DYNAMIC, STORED, UNTOUCHED, WAYS
 from qcli.watch import Watch
 
 
-def made(recipe: str, folder: Path) -> tuple[TuneJob, Base, Network, Costs]:
+def made(recipe: str, folder: Path, model: str = "cnn") -> tuple[TuneJob, Base, Network, Costs]:
     home: dict[str, Any] = {
-        "model": SAMPLE_MODELS / "cnn" / "model.onnx",
-        "calibration": SAMPLE_MODELS / "cnn" / "calib",
+        "model": SAMPLE_MODELS / model / "model.onnx",
+        "calibration": SAMPLE_MODELS / model / "calib",
     }
-    gray = "samples.calibration.preprocess={channels: gray, preset: unit}"
-    job = TuneJob(**home, recipe=recipe, settings=(gray,), samples=8, output=folder / "o.onnx", threads=1, cache=False)
+    settings = ("samples.calibration.preprocess={channels: gray, preset: unit}",) if model == "cnn" else ()
+    job = TuneJob(**home, recipe=recipe, settings=settings, samples=8, output=folder / "o.onnx", threads=1, cache=False)
     base = settle(job, recipe, Watch())
     assert base.prepared.calibration is not None
     samples = list(base.prepared.calibration)
     found = network_for(base, samples[0])
-    return job, base, found[0], costs_of(base, found, samples, Machine(1, 2), Watch())
+    others = uniforms(base, found[0], job, Watch())
+    return job, base, found[0], costs_of(base, found, others, samples, Machine(1, 2))
 
 
-def test_every_part_has_times_and_noise(tmp_path: Path) -> None:
+def test_every_part_has_times_noise_and_bytes(tmp_path: Path) -> None:
     _, base, network, costs = made("int8-minmax", tmp_path)
-    assert len(network.parts) == len(costs.ms) == len(costs.noise) > 5
-    weighted = [number for number, part in enumerate(network.parts) if part.weights is not None]
-    assert all(min(costs.ms[number]) > 0 for number in weighted)
-    assert all(costs.noise[number][1] > 0 for number in weighted)
-    assert all(noise >= 0 and stored >= 0 for noise, stored in costs.noise)
+    assert len(network.parts) == len(costs.ms) == len(costs.noise) == len(costs.bytes) > 5
+    stored, untouched = WAYS.index(STORED), WAYS.index(UNTOUCHED)
+    for number, part in enumerate(network.parts):
+        times, noise, sizes = costs.ms[number], costs.noise[number], costs.bytes[number]
+        assert times[0] is not None and times[untouched] is not None and min(noise) >= 0 == noise[untouched]
+        if part.weights is not None:
+            assert times[0] > 0 and times[untouched] > 0
+            assert times[stored] == times[untouched] and noise[0] >= noise[stored] > 0
+            assert sizes[0] < 0.6 * sizes[untouched] and sizes[stored] < 0.6 * sizes[untouched]
     assert costs.borders and all(cost > 0 and one < other for (one, other), cost in costs.borders.items())
     assert base.computes()
 
 
+def test_convolutions_have_no_dynamic_way_and_products_have(tmp_path: Path) -> None:
+    _, _, network, costs = made("int8-minmax", tmp_path)
+    for part, times in zip(network.parts, costs.ms, strict=True):
+        product = part.op in ("MatMul", "Gemm") and part.weights is not None
+        assert (times[WAYS.index(DYNAMIC)] is not None) == (times[WAYS.index(BLOCKS)] is not None) == product
+
+
 def test_what_quantizes_as_it_runs_has_no_borders(tmp_path: Path) -> None:
-    _, _, _, costs = made("int8-dynamic", tmp_path)
+    _, _, network, costs = made("int8-dynamic", tmp_path, "transformer")
     assert costs.borders == {}
+    assert all(times[WAYS.index(DYNAMIC)] is None for times in costs.ms), "they are dynamic as it is"
+    assert any(times[WAYS.index(BLOCKS)] is not None for times in costs.ms)
+
+
+def test_the_time_of_the_whole_is_that_of_its_profile(tmp_path: Path) -> None:
+    _, _, network, costs = made("int8-minmax", tmp_path)
+    untouched = (WAYS.index(UNTOUCHED),) * len(network.parts)
+    assert costs.time(untouched) == pytest.approx(1.0)
+    assert 0 < costs.time((0,) * len(network.parts)) < 20
+
+
+@pytest.mark.parametrize("whole", [0.4, 0.8, 1.1])
+def test_corrected_by_what_was_measured(whole: float, tmp_path: Path) -> None:
+    ways = 2
+    costs = Costs(
+        ms=((1.0, 2.0),) * 4,
+        noise=((0.1, 0.0),) * 4,
+        bytes=((1.0, 4.0),) * 4,
+        crossings=(),
+        rest=(1.0, 2.0),
+        float_ms=10.0,
+        float_bytes=16.0,
+    )
+    assert costs.time((0,) * 4) == 0.5 and costs.time((1,) * 4) == 1.0
+    assert costs.corrected((0,) * 4, whole) == whole
+    slope = min(max((whole - 1) / (0.5 - 1), 0.5), 2.0)
+    assert costs.corrected((0, 0, 1, 1), whole) == pytest.approx(whole + slope * (costs.time((0, 0, 1, 1)) - 0.5))
+    small, fast = costs.prices("size"), costs.prices("latency")
+    assert small.own[0][0] == pytest.approx(1.0, abs=0.01) and fast.own[0][0] == pytest.approx(1.125)
+    assert len(fast.own[0]) == ways
 
 
 @pytest.mark.parametrize("taken", [0, 3])

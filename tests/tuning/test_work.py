@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +21,8 @@ from qcli.errors import Interrupted, NothingToDoError, UsageError
 from qcli.graph import load_model
 from qcli.latency import Effort, Latency
 from qcli.tuning.files import plan_path, write_tuning
-from qcli.tuning.nouns import Candidate, Limits, Outcome
+from qcli.tuning.nouns import Candidate, Limits
+from qcli.tuning.trying import Tried, Trying
 from qcli.watch import Standing, Watch
 
 GRAY = "samples.calibration.preprocess={channels: gray, preset: unit}"
@@ -72,7 +74,7 @@ def test_the_result_keeps_the_limits_and_is_what_lies_there(searched: tuple[Tune
 
 def test_float_is_the_first_thing_tried_and_parts_are_tried_too(searched: tuple[TuneJob, TuneReport]) -> None:
     _, report = searched
-    assert report.tried[0].candidate == Candidate(recipe="float", why="the model as it was")
+    assert report.tried[0].candidate == Candidate(recipe="float", why="the model as it was", foretold=1.0)
     assert (report.tried[0].sqnr, report.tried[0].speedup, report.tried[0].size) == (200.0, 1.0, 1.0)
     whole = [one for one in report.tried if not one.candidate.rules]
     assert [one.candidate.recipe for one in whole] == ["float", "int8-minmax", "int8-weights"]
@@ -85,7 +87,7 @@ def test_float_is_the_first_thing_tried_and_parts_are_tried_too(searched: tuple[
 
 def test_the_fronts_are_numbers_of_what_was_tried(searched: tuple[TuneJob, TuneReport]) -> None:
     _, report = searched
-    for numbers, cost in ((report.front_latency, "ms"), (report.front_size, "size")):
+    for numbers, cost in ((report.front_latency, "time"), (report.front_size, "size")):
         ratios = [report.tried[number].sqnr for number in numbers]
         costs = [getattr(report.tried[number], cost) for number in numbers]
         assert ratios == sorted(ratios, reverse=True) and costs == sorted(costs, reverse=True)
@@ -150,6 +152,7 @@ def test_the_float_model_where_nothing_else_is_accurate(tmp_path: Path) -> None:
 
 
 def test_the_second_search_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Latency, "steady", True)  # what was timed on a busy machine is not kept
     given = job(tmp_path, "mlp", settings=(), limits=Limits(min_sqnr=20.0), time_limit=600.0)
     first = tune(given)
     asked: list[object] = []
@@ -169,16 +172,16 @@ def test_the_second_search_measures_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_interrupt_leaves_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = qcli.tuning.work._Search._measured
-    calls: list[Candidate] = []
+    measure = Trying.measure
+    calls: list[Sequence[Tried]] = []
 
-    def stops(self: Any, judge: Any, candidate: Candidate, *rest: Any) -> Outcome:
-        calls.append(candidate)
+    def stops(self: Trying, batch: Sequence[Tried]) -> None:
+        calls.append(batch)
         if len(calls) > 1:
             raise Interrupted(2)
-        return measured(self, judge, candidate, *rest)
+        measure(self, batch)
 
-    monkeypatch.setattr(qcli.tuning.work._Search, "_measured", stops)
+    monkeypatch.setattr(Trying, "measure", stops)
     report = tune(job(tmp_path, recipes=("int8-weights",), limits=Limits(min_sqnr=20.0)))
     assert [one.candidate.recipe for one in report.tried] == ["float", "int8-minmax"]
     assert (tmp_path / "out.onnx").is_file()
@@ -190,7 +193,7 @@ def test_an_interrupt_before_there_is_anything_ends_it(tmp_path: Path, monkeypat
         raise Interrupted(2)
 
     monkeypatch.setattr(qcli.tuning.work, "settle", stops)
-    monkeypatch.setattr(qcli.tuning.work._Search, "_first_judge", stops)
+    monkeypatch.setattr(qcli.tuning.work._Search, "_start", stops)
     with pytest.raises(Interrupted):
         tune(job(tmp_path))
     assert not (tmp_path / "out.onnx").exists()
