@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from qcli.files import replace_file, writer_for
-from qcli.report import Accuracy, FloatNode, KernelFacts, Report, Scores, encode_report
+from qcli.report import Accuracy, FallbackFacts, FloatNode, KernelFacts, Report, Scores, encode_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +69,8 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         yield "size", f"{size.float_bytes:,} → {size.bytes:,} bytes ({size.ratio:.3f})"
     if report.accuracy is not None:
         yield from _accuracy_rows(report.accuracy)
+    if report.fallback is not None:
+        yield "fallback", _fallback(report.fallback)
     if report.kernels is not None:
         yield from _kernel_rows(report.kernels)
     if report.latency is not None:
@@ -170,6 +172,18 @@ def _accuracy_rows(accuracy: Accuracy) -> Iterator[tuple[str, str]]:
 def _kernel_rows(kernels: KernelFacts) -> Iterator[tuple[str, str]]:
     share = _percent(kernels.integer_share)
     yield "kernels", f"{kernels.integer} integer, {kernels.float_} float; {share} of the work on integers"
+
+
+def _fallback(facts: FallbackFacts) -> str:
+    kept = "kept" if facts.met else "NOT kept"
+    parts = f"{facts.returned} of {facts.of} parts {facts.what}" if facts.returned else "nothing went back"
+    changes = []
+    if facts.sqnr_before is not None and facts.sqnr_after is not None:
+        changes.append(f"{facts.sqnr_before:.1f} → {facts.sqnr_after:.1f} dB")
+    if facts.drop_before is not None and facts.drop_after is not None:
+        changes.append(f"drop {facts.drop_before:.4f} → {facts.drop_after:.4f}")
+    which = "held-out calibration samples" if facts.held_out else "calibration samples"
+    return f"{kept}, {parts}: {', '.join(changes)} on {facts.samples} {which}"
 
 
 def _scores(scores: Scores) -> str:
