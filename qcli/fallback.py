@@ -107,7 +107,7 @@ def fewest(most: int, keeps: Callable[[int], bool]) -> int | None:
 
 
 Now = Literal["wider", "float", "untouched"]
-"""What becomes of a part: weights of 8 bits in place of fewer, float with its weight stored as integers, or as it was."""
+"""What becomes of a part: weights of 8 bits in place of fewer, float with weights stored as integers, or as it was."""
 
 
 class _Way(NamedTuple):
@@ -211,7 +211,7 @@ class _Search:
         return self._tried[-1]
 
     def _ways(self) -> Iterator[_Way]:
-        """Weights of fewer than 8 bits get 8; float with weights stored as integers; where these are too coarse, untouched."""
+        """8 bits for weights that have fewer; float, with weights stored as integers; untouched, if that is coarse."""
         prepared, plan = self._base.prepared, self._base.plan
         samples = tuple(islice(self._judge.sample(), _COMPARED))
         simulation = simulate(prepared.model, plan, self._base.solution)
