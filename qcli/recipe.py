@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -231,9 +230,6 @@ def _fallback(layers: list[_Layer]) -> Fallback | None:
     stated: Fallback | None = _last(layers, "fallback", None)
     if stated is None or stated == Fallback():
         return None
-    numbers = [value for value in (stated.max_drop, stated.min_sqnr, stated.max_parts) if value is not None]
-    if any(math.isnan(number) for number in numbers):
-        raise UsageError("recipe fallback: a limit is not a number", "write it as in {max_drop: 0.01}")
     if not stated.limits:
         hint = "add max_drop, as in {max_drop: 0.01}, or min_sqnr, in dB"
         raise UsageError("recipe fallback: there is no limit to keep", hint)

@@ -88,6 +88,10 @@ def to_markdown(report: Report) -> bytes:
     if report.gates:
         lines += ["", "## Gates", "", "| gate | value | |", "|--|--:|--|"]
         lines += [f"| {code(one.gate)} | {_number(one.value)} | {_verdict(one.passed)} |" for one in report.gates]
+    returned = _returned(report)
+    if returned:
+        lines += ["", "## Fallback", "", "| part | operator | now |", "|--|--|--|"]
+        lines += [f"| {code(name)} | {op} | {now} |" for name, op, now in returned]
     kept = report.kernels.kept_float if report.kernels is not None else ()
     if kept:
         lines += ["", "## Float nodes", "", "| node | operator | share of the work | why |", "|--|--|--:|--|"]
@@ -113,6 +117,9 @@ def to_html(report: Report) -> bytes:
     if report.gates:
         rows = [[one.gate, _number(one.value), _verdict(one.passed)] for one in report.gates]
         parts += ["<h2>Gates</h2>", _html_table(("gate", "value", ""), rows)]
+    returned = _returned(report)
+    if returned:
+        parts += ["<h2>Fallback</h2>", _html_table(("part", "operator", "now"), returned)]
     kept = report.kernels.kept_float if report.kernels is not None else ()
     if kept:
         rows = [[one.node, one.op, _percent(one.mac_share), one.reason] for one in _most(kept)]
@@ -184,6 +191,11 @@ def _fallback(facts: FallbackFacts) -> str:
         changes.append(f"drop {facts.drop_before:.4f} → {facts.drop_after:.4f}")
     which = "held-out calibration samples" if facts.held_out else "calibration samples"
     return f"{kept}, {parts}: {', '.join(changes)} on {facts.samples} {which}"
+
+
+def _returned(report: Report) -> list[list[str]]:
+    parts = report.fallback.parts if report.fallback is not None else ()
+    return [[part.node, part.op, part.now] for part in parts]
 
 
 def _scores(scores: Scores) -> str:

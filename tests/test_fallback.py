@@ -321,7 +321,7 @@ def test_it_needs_the_memory_to_run_models(tmp_path: Path) -> None:
         ("{max_drop: 1.5}", "fallback.max_drop: expected 'float' <= 1.0"),
         ("{max_drop: -0.1}", "fallback.max_drop: expected 'float' >= 0.0"),
         ("{max_drop: 1 %}", "fallback.max_drop: expected 'float | null', got 'str'"),
-        ("{max_drop: .nan}", "a limit is not a number"),
+        ("{max_drop: .nan}", "fallback.max_drop: expected 'float' >= 0.0"),
         ("{min_sqnr: 0}", "fallback.min_sqnr: expected 'float' > 0.0"),
         ("{min_sqnr: 20, max_parts: 0}", "fallback.max_parts: expected 'int' >= 1"),
         ("{min_sqnr: 20, max_parts: 1.5}", "fallback.max_parts: expected 'float' < 1.0"),
