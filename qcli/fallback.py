@@ -7,48 +7,44 @@ What the noise foretells is only the order in which parts go back. Every plan th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from glob import escape
-from itertools import islice
-from typing import Literal, NamedTuple
 
 import msgspec
 
 from qcli import pipeline
-from qcli.analysis.measure import Variant, check_memory, run_variants
-from qcli.analysis.simulate import Simulation, simulate
+from qcli.analysis.measure import float_session
 from qcli.analysis.trial import Ground
+from qcli.comparison import Comparison
 from qcli.data_free import fill_in
-from qcli.dataset import Sample
 from qcli.errors import NothingToDoError, ResourceError, UsageError
 from qcli.finish import Settled
-from qcli.graph import concrete_shapes, node_key, original_name
+from qcli.graph import Model, node_key, original_name
 from qcli.job import QuantizeJob
 from qcli.job_samples import calibration_samples
 from qcli.measured import requests_of
 from qcli.memory import budget_of
 from qcli.pipeline import finish_job, settle_job, threads_of
 from qcli.plan import make_plan
-from qcli.plugins import create
 from qcli.prepared import Prepared
 from qcli.recipe import Fallback, with_rules
 from qcli.report import Accuracy, FallbackFacts, Report, ReturnedPart
+from qcli.runtime import on_sample
 from qcli.sources import SampleStream
 from qcli.statistics import load_statistics
 from qcli.tuning.base import Base, build
 from qcli.tuning.judge import Judge, check_resolution, drop_of
 from qcli.tuning.nouns import MARGIN_DB, Candidate
-from qcli.tuning.parts import Part, network_of, untouched, without
-from qcli.types import Entry, Grid, Match, Role, Rule
-from qcli.validate import means_of
+from qcli.tuning.parts import Part
+from qcli.types import Rule
 from qcli.watch import Watch
+from qcli.ways_back import AS_IT_IS, Means, Now, Way, ways_back
 
 _FEWEST = 8
 """With fewer samples all of them judge as well."""
 
-_COMPARED = 6
-"""Samples that the noise of parts is measured on."""
+_SIDE_BY_SIDE = 5
+"""Both models, the quantized one decoded, with the copies that kernels work on: in sizes of the float weights."""
 
 _NAMES = ("fallback.max_drop", "fallback.min_sqnr")
 
@@ -76,7 +72,7 @@ def fall_back(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Prepa
     if job.plan is not None:
         watch.warn("the plan was given and stays as it is: the recipe's 'fallback' was not applied")
         return prepared, None
-    _check_means(job, prepared)
+    _check_memory(job, prepared)
     watch.phase("fallback")
     search = _Search(job, prepared, limits, watch)
     best = search.run()
@@ -106,18 +102,6 @@ def fewest(most: int, keeps: Callable[[int], bool]) -> int | None:
     return high
 
 
-Now = Literal["wider", "float", "untouched"]
-"""What becomes of a part: weights of 8 bits in place of fewer, float with weights stored as integers, or as it was."""
-
-
-class _Way(NamedTuple):
-    """What becomes of parts, the rules for it, and the parts in turn, those that save most noise first."""
-
-    now: Now
-    rules: Callable[[tuple[Part, ...]], tuple[Rule, ...]]
-    order: tuple[Part, ...]
-
-
 @dataclass(frozen=True)
 class _Attempt:
     """A plan that was made and run: the parts that changed, what became of them, and what that gave."""
@@ -142,8 +126,7 @@ class _Search:
                 "the fallback is judged on the samples that ranges are learned from, few as they are: they flatter"
             )
         self._judge = Judge(prepared.source, samples, threads=1, cores=threads_of(job))
-        exact = self._judge.accuracy(prepared.source)
-        doubt = check_resolution(limits.max_drop, exact, self._judge.samples, _NAMES)
+        doubt = _doubt(limits, prepared.source, samples)
         if doubt is not None:
             watch.warn(doubt)
         self._base = self._settled(replace(prepared, calibration=learned))
@@ -152,10 +135,12 @@ class _Search:
 
     def run(self) -> _Attempt:
         """The plan with the fewest parts in float that keeps the limits; the closest one if none does."""
-        here = self._attempt(_AS_IT_IS, 0)
+        here = self._attempt(AS_IT_IS, 0)
         if here is not None and self._keeps(here):
             return here
-        for way in self._ways():
+        means = Means(threads_of(self._job), budget_of(self._job.max_memory))
+        self._parts, ways = ways_back(self._base, self._judge.sample(), means, self._quiet)
+        for way in ways:
             found = self._fewest(way)
             if found is not None:
                 return found
@@ -190,7 +175,7 @@ class _Search:
         solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), self._quiet)
         return Base(job.recipe, Ground(prepared, plan, statistics), solution)
 
-    def _fewest(self, way: _Way) -> _Attempt | None:
+    def _fewest(self, way: Way) -> _Attempt | None:
         found: dict[int, _Attempt | None] = {}
 
         def keeps(count: int) -> bool:
@@ -200,7 +185,7 @@ class _Search:
         count = fewest(min(len(way.order), self._most()), keeps)
         return found[count] if count is not None else None
 
-    def _attempt(self, way: _Way, count: int) -> _Attempt | None:
+    def _attempt(self, way: Way, count: int) -> _Attempt | None:
         """What the first parts of an order in float give; None if that leaves nothing to quantize."""
         parts = way.order[:count]
         candidate = Candidate(recipe=self._base.name, why="fallback", rules=way.rules(parts))
@@ -209,33 +194,6 @@ class _Search:
             return None
         self._tried.append(_Attempt(parts, way.now, candidate.rules, self._judge.accuracy(built.model)))
         return self._tried[-1]
-
-    def _ways(self) -> Iterator[_Way]:
-        """8 bits for weights that have fewer; float, with weights stored as integers; untouched, if that is coarse."""
-        prepared, plan = self._base.prepared, self._base.plan
-        samples = tuple(islice(self._judge.sample(), _COMPARED))
-        simulation = simulate(prepared.model, plan, self._base.solution)
-        check_memory(simulation, budget_of(self._job.max_memory))
-        shapes = concrete_shapes(prepared.model, samples[0].feeds)
-        parts = network_of(prepared.model, plan, simulation, shapes).parts
-        self._parts = len(parts)
-        noise = self._noise(parts, simulation, samples)
-        few = {entry.site.node for entry in plan.entries if _has_few_bits(entry)}
-        yield _Way("wider", widened, _ranked((weights, part) for part, (_, weights) in noise if part.key in few))
-        active = [(part, pair) for part, pair in noise if part.activations is not None]
-        yield _Way("float", without, _ranked((both - weights, part) for part, (both, weights) in active))
-        yield _Way("untouched", untouched, _ranked((both, part) for part, (both, _) in noise))
-
-    def _noise(
-        self, parts: Sequence[Part], simulation: Simulation, samples: Sequence[Sample]
-    ) -> list[tuple[Part, tuple[float, float]]]:
-        """Of each part alone, and of its weights alone: the power of the noise relative to the worst output's."""
-        pairs = [(_switches(part.weights, part.activations), _switches(part.weights)) for part in parts]
-        variants = dict.fromkeys(variant for pair in pairs for variant in pair if variant)
-        losses = run_variants(simulation, samples, variants, threads_of(self._job), self._quiet.progress)
-        power = {variant: 10 ** (-loss / 10) for variant, loss in losses.items()}
-        found = [(power.get(both, 0.0), power.get(weights, 0.0)) for both, weights in pairs]
-        return list(zip(parts, found, strict=True))
 
     def _most(self) -> int:
         """How many parts may go back: of a share at least one."""
@@ -257,34 +215,6 @@ class _Search:
         return over, under, -sqnr, len(attempt.parts)
 
 
-_AS_IT_IS = _Way("float", without, ())
-
-
-def widened(parts: tuple[Part, ...]) -> tuple[Rule, ...]:
-    """The rules that give the weights of these parts 8 bits."""
-    names = tuple(escape(part.key) for part in parts)
-    return (Rule(match=Match(name=names, role=Role.WEIGHT), grid=_EIGHT_BITS),) if names else ()
-
-
-_EIGHT_BITS = Grid(format="int8", symmetric=True, granularity="channel", narrow=True)
-
-
-def _has_few_bits(entry: Entry) -> bool:
-    return entry.site.role is Role.WEIGHT and create("formats", entry.grid.format).bits(entry.grid) < _BITS
-
-
-_BITS = 8
-
-
-def _ranked(saved: Iterable[tuple[float, Part]]) -> tuple[Part, ...]:
-    """The parts that save most first; of equal ones those that come first in the graph."""
-    return tuple(part for _, part in sorted(saved, key=lambda pair: -pair[0]))
-
-
-def _switches(*names: str | None) -> Variant:
-    return frozenset(name for name in names if name is not None)
-
-
 def _halves(job: QuantizeJob, prepared: Prepared) -> tuple[SampleStream, SampleStream]:
     """The samples to judge by and those to learn from: every other one, or all of them twice where they are few."""
     everything = prepared.calibration
@@ -303,11 +233,23 @@ def _halves(job: QuantizeJob, prepared: Prepared) -> tuple[SampleStream, SampleS
     return half(index + count), half(index)
 
 
-def _check_means(job: QuantizeJob, prepared: Prepared) -> None:
-    means = means_of(budget_of(job.max_memory), prepared.source)
-    if not means.runs:
-        hint = "allow more with --max-memory, or leave out the recipe's fallback"
-        raise ResourceError(f"a fallback compares models by running them: {means.why}", hint)
+def _doubt(limits: Fallback, source: Model, samples: SampleStream) -> str | None:
+    """A warning if the samples are too few for `max_drop`. Raises UsageError, before the work, for no classifier."""
+    if limits.max_drop is None:
+        return None
+    sample, comparison = next(iter(samples)), Comparison()
+    with on_sample(sample.file):
+        outputs = float_session(source).run(sample.feeds)
+    comparison.update(outputs, outputs, sample)
+    return check_resolution(limits.max_drop, comparison.accuracy(), len(samples), _NAMES)
+
+
+def _check_memory(job: QuantizeJob, prepared: Prepared) -> None:
+    budget = budget_of(job.max_memory)
+    needed = _SIDE_BY_SIDE * prepared.source.weight_bytes()
+    if not budget.fits(needed):
+        problem = f"a fallback runs models side by side, which {budget.shortage(needed)}"
+        raise ResourceError(problem, "allow more with --max-memory, or leave out the recipe's fallback")
 
 
 def _check_statistics(job: QuantizeJob, prepared: Prepared) -> None:

@@ -74,7 +74,8 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
     watch = watch or Watch()
     check_outputs(job)
     prepared = prepare_job(job, watch)
-    lacking = () if job.latency else ("latency",)
+    fallible = prepared.recipe.fallback is not None and job.plan is None
+    lacking = (*(() if job.latency else ("latency",)), *(() if fallible else ("a fallback",)))
     gates = check_gates((*prepared.recipe.gates, *job.gates), lacking=lacking)
     means = means_of(budget_of(job.max_memory), prepared.source)
     refuse_unrun(gates, means.unmeasured, means.why)

@@ -193,12 +193,13 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
     origins: dict[str, str] = {}
     samples: dict[str, dict[str, Any]] = {"calibration": {}, "validation": {}}
     for layer in layers:
-        for key in ("description", "target", "prepare", "finish", "fallback"):
+        for key in ("description", "target", "prepare", "finish"):
             if layer.data.get(key) is not None:
                 origins[key] = layer.label
         for kind, source in (layer.data.get("samples") or {}).items():
             samples[kind].update(source)
             origins.update({f"samples.{kind}.{key}": layer.label for key in source})
+        origins.update({f"fallback.{key}": layer.label for key in layer.data.get("fallback") or ()})
         origins.update({f"gates[{gate}]": layer.label for gate in layer.file.gates})
     rules = tuple(
         SourcedRule(rule=rule, origin=f"{layer.label} rules[{index}]", own=layer.own)
@@ -226,14 +227,18 @@ def _last(layers: list[_Layer], key: str, default: Any) -> Any:
 
 
 def _fallback(layers: list[_Layer]) -> Fallback | None:
-    """The last one as a whole; an empty one switches those of the layers below off."""
-    stated: Fallback | None = _last(layers, "fallback", None)
-    if stated is None or stated == Fallback():
+    """The keys of all layers; an empty one switches off what stands below it."""
+    stated: dict[str, Any] = {}
+    for layer in layers:
+        own = layer.data.get("fallback")
+        stated = {**stated, **own} if own else stated if own is None else {}
+    found = convert(stated, Fallback, where="recipe fallback")
+    if found == Fallback():
         return None
-    if not stated.limits:
+    if not found.limits:
         hint = "add max_drop, as in {max_drop: 0.01}, or min_sqnr, in dB"
         raise UsageError("recipe fallback: there is no limit to keep", hint)
-    return stated
+    return found
 
 
 def with_rules(recipe: Recipe, rules: Sequence[Rule], origin: str) -> Recipe:

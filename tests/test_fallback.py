@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import SAMPLE_MODELS, node, normal, proto_of, saved
+from test_data_free import residual
 from test_zoo import ZOO
 from test_zoo import job as zoo_job
 
 from qcli import pipeline
 from qcli.cookbook import recipe_schema
 from qcli.errors import NothingToDoError, ResourceError, UsageError
-from qcli.fallback import fall_back, fewest, quantize, widened
+from qcli.fallback import fall_back, fewest, quantize
 from qcli.job import QuantizeJob
 from qcli.pipeline import calibrate_job, prepare_job
 from qcli.plan import plan_text
@@ -28,6 +29,7 @@ from qcli.statistics import Statistics
 from qcli.tuning.parts import Part
 from qcli.types import Role
 from qcli.watch import Watch
+from qcli.ways_back import widened
 
 COARSE = "rules=[{match: {role: [input, output]}, grid: {format: uint4, symmetric: false}}]"
 """Activations of 16 levels: 17 dB on the cnn."""
@@ -180,7 +182,8 @@ def test_a_drop_is_kept_too(tmp_path: Path) -> None:
 
 
 def test_weights_of_four_bits_get_eight_first(tmp_path: Path) -> None:
-    told = job(tmp_path, "fallback={min_sqnr: 26}", recipe="w4a8", samples=16)
+    nearest = "rules=[{match: {role: weight}, rounding: nearest}]"
+    told = job(tmp_path, nearest, "finish=[]", "fallback={min_sqnr: 26}", recipe="w4a8", samples=16)
     prepared, facts = fall_back(told, prepare_job(told, Watch()), Watch())
     assert facts is not None and facts.met and {part.now for part in facts.parts} == {"wider"}
     wide = [entry for entry in prepared.plan.entries if entry.because.startswith("fallback (min_sqnr 26)")]
@@ -211,6 +214,16 @@ def test_with_methods_that_are_chosen_and_steps_that_finish(tmp_path: Path, reci
     assert facts.sqnr_after > facts.sqnr_before
 
 
+def test_with_ranges_that_need_no_samples(tmp_path: Path) -> None:
+    """Samples judge here, and nothing else."""
+    model = saved(residual(), tmp_path / "m.onnx")
+    options: dict[str, Any] = {"calibration": None, "samples": None, "random_samples": 12, "recipe": "int8-data-free"}
+    report = quantize(job(tmp_path, "fallback={min_sqnr: 46}", name="mlp", model=model, **options))
+    facts = facts_of(report)
+    assert facts.sqnr_before is not None and facts.sqnr_before < 46
+    assert facts.met and 0 < facts.returned < 5 and facts.of == 5
+
+
 # What cannot be kept
 
 
@@ -231,8 +244,9 @@ def test_a_gate_can_insist(tmp_path: Path) -> None:
 
 
 def test_a_gate_on_what_no_recipe_asked_for_is_refused(tmp_path: Path) -> None:
+    """Before the work, so that it does not matter that there are no samples."""
     with pytest.raises(UsageError, match=r"gate 'fallback\.met == 1' needs a fallback") as refused:
-        quantize(job(tmp_path, gates=("fallback.met == 1",)))
+        quantize(job(tmp_path, gates=("fallback.met == 1",), calibration=None, samples=None))
     assert "recipe" in refused.value.hint
 
 
@@ -346,15 +360,15 @@ def test_a_wrong_key_gets_a_suggestion() -> None:
 # The recipe
 
 
-def test_the_last_one_counts_as_a_whole_and_an_empty_one_switches_it_off(tmp_path: Path) -> None:
+def test_keys_of_several_layers_join_and_an_empty_one_switches_it_off(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("version: 1\nextends: int8\nfallback: {max_drop: 0.01, max_parts: 5}\n")
-    (tmp_path / "b.yaml").write_text("version: 1\nextends: a.yaml\nfallback: {min_sqnr: 30}\n")
+    (tmp_path / "b.yaml").write_text("version: 1\nextends: a.yaml\nfallback: {max_drop: null, min_sqnr: 30}\n")
     (tmp_path / "c.yaml").write_text("version: 1\nextends: b.yaml\nfallback: {}\n")
     first, second, third = (load_recipe(str(tmp_path / f"{name}.yaml")) for name in "abc")
-    assert first.fallback == Fallback(max_drop=0.01, max_parts=5) and first.origins["fallback"] == "a.yaml"
-    assert second.fallback == Fallback(min_sqnr=30.0) and third.fallback is None
+    assert first.fallback == Fallback(max_drop=0.01, max_parts=5) and first.origins["fallback.max_parts"] == "a.yaml"
+    assert second.fallback == Fallback(min_sqnr=30.0, max_parts=5) and third.fallback is None
     fourth = load_recipe(str(tmp_path / "b.yaml"), ("fallback.max_parts=0.25", "fallback.max_drop=0"))
-    assert fourth.fallback == Fallback(max_drop=0.0, max_parts=0.25)
+    assert fourth.fallback == Fallback(max_drop=0.0, min_sqnr=30.0, max_parts=0.25)
     assert len({first.sha256, second.sha256, third.sha256, fourth.sha256}) == 4
     assert load_recipe("int8").fallback is None and b'"max_parts"' in recipe_schema()
 

@@ -184,10 +184,10 @@ def show_recipe(recipe: Recipe, console: Console) -> None:
 
 
 def _fallback(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    found = recipe.fallback
-    if found is not None:
-        most = "" if found.max_parts is None else f", max_parts {found.max_parts:g}"
-        yield "fallback", f"{found.limits}{most}", recipe.origins.get("fallback", "default")
+    for key in ("max_drop", "min_sqnr", "max_parts"):
+        value = getattr(recipe.fallback, key, None)
+        if value is not None:
+            yield f"fallback.{key}", f"{value:g}", recipe.origins[f"fallback.{key}"]
 
 
 def show_checked(recipe: Recipe, console: Console) -> None:
