@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from qcli.errors import RuntimeFailure as RuntimeFailure
     from qcli.errors import UnsupportedError as UnsupportedError
     from qcli.errors import UsageError as UsageError
+    from qcli.fallback import quantize as quantize
     from qcli.graph import load_model as load_model
     from qcli.graph import save_model as save_model
     from qcli.inspect import inspect_model as inspect_model
     from qcli.job import QuantizeJob as QuantizeJob
     from qcli.pipeline import calibrate_job as calibrate_job
-    from qcli.pipeline import quantize as quantize
     from qcli.plan import make_plan as make_plan
     from qcli.recipe import load_recipe as load_recipe
     from qcli.report import Report as Report
@@ -72,10 +72,11 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
+    "fallback": ("quantize",),
     "graph": ("load_model", "save_model"),
     "inspect": ("inspect_model",),
     "job": ("QuantizeJob",),
-    "pipeline": ("calibrate_job", "quantize"),
+    "pipeline": ("calibrate_job",),
     "plan": ("make_plan",),
     "recipe": ("load_recipe",),
     "report": ("Report",),

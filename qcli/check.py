@@ -120,7 +120,7 @@ def _check_samples(job: QuantizeJob, recipe: Recipe | None, model: Model, notes:
     found = _open(("calibration", calibration), job.calibration, None, model, notes)
     judged = _open(("evaluation", validation), job.evaluation, job.labels, model, notes)
     named = calibration.path is not None or job.calibration is not None
-    if not named and (recipe is None or calibrates(recipe)):
+    if not named and (recipe is None or calibrates(recipe) or recipe.fallback is not None):
         notes.warn("calibration", "no samples are named", "name a folder with -d, or 'samples' in the recipe")
     for place, stream in (("calibration", found), ("evaluation", judged)):
         notes.problems.extend(_bad_samples(place, stream))

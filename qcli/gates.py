@@ -36,6 +36,7 @@ _NEEDS = (
     ("accuracy.agreement", "a classifier", "it is defined for an output of shape [N, C] alone"),
     ("accuracy", "validation samples", "give --eval DIR"),
     ("latency", "latency", "leave out --no-latency"),
+    ("fallback", "a fallback", "name one in the recipe, as in fallback: {max_drop: 0.01}"),
     ("kernels", "a validated model", "use it with quantize, validate or tune"),
     ("size", "a validated model", "use it with quantize, validate or tune"),
 )

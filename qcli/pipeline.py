@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from qcli.recipe import load_recipe
 from qcli.refine import doubted_plan, refine_plan
 from qcli.render import write_report
 from qcli.report import (
+    FallbackFacts,
     FileFacts,
     PlanCounts,
     RecipeFacts,
@@ -60,16 +61,21 @@ from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
 
+FallBack = Callable[[QuantizeJob, Prepared, Watch], tuple[Prepared, FallbackFacts | None]]
+"""What keeps a recipe's `fallback`: it puts into recipe and plan what goes back to float. See `qcli.fallback`."""
 
-def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
+
+def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack | None = None) -> Report:
     """A float model to a quantized one that was run and judged. A failed gate is in the report's `status`.
 
+    Without `fall_back` the recipe's `fallback` is not applied, and a warning says so; `qcli.quantize` applies it.
     Raises the errors of `qcli.errors`; the output file is then as before.
     """
     watch = watch or Watch()
     check_outputs(job)
     prepared = prepare_job(job, watch)
-    lacking = () if job.latency else ("latency",)
+    fallible = prepared.recipe.fallback is not None and job.plan is None
+    lacking = (*(() if job.latency else ("latency",)), *(() if fallible else ("a fallback",)))
     gates = check_gates((*prepared.recipe.gates, *job.gates), lacking=lacking)
     means = means_of(budget_of(job.max_memory), prepared.source)
     refuse_unrun(gates, means.unmeasured, means.why)
@@ -78,6 +84,7 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
         return _dry_report(job, prepared, watch)
     for step in sampling_steps(prepared.recipe.prepare) if prepared.calibration is None else ():
         watch.warn(f"step '{step}' needs samples and was skipped")
+    prepared, fallback = (fall_back or _ignored)(job, prepared, watch)
     quantized, plan = _quantize(job, prepared, watch)
     prepared = replace(prepared, plan=plan)
     watch.phase("validate")
@@ -91,6 +98,7 @@ def quantize(job: QuantizeJob, watch: Watch | None = None) -> Report:
     report = _report(job, prepared, validation, watch)
     report = msgspec.structs.replace(
         report,
+        fallback=fallback,
         output=facts,
         size=size_of(_facts_of(report.model), facts),
         seconds=Seconds(**watch.finish()),
@@ -144,6 +152,12 @@ def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan
         samples = step_samples(job, prepared.recipe, prepared.source)
         plan = choose(prepared.model, plan, statistics, samples, watch, threads=threads_of(job))
     return plan, statistics
+
+
+def _ignored(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Prepared, None]:
+    if prepared.recipe.fallback is not None:
+        watch.warn("the recipe's 'fallback' was not applied")
+    return prepared, None
 
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:

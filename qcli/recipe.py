@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -37,6 +37,24 @@ class SampleSources(Noun, frozen=True, kw_only=True):
     validation: SampleSource = SampleSource()
 
 
+class Fallback(Noun, frozen=True, kw_only=True):
+    """What the result has to keep; while it does not, parts go back to float. Without a limit it is switched off.
+
+    `max_drop` is the loss of top-1 accuracy, or without labels the share of samples with another first choice.
+    `min_sqnr` is the ratio in dB of the worst output. At most `max_parts` go back: a number, or a share below 1.
+    """
+
+    max_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    min_sqnr: Annotated[float, msgspec.Meta(gt=0, le=200)] | None = None
+    max_parts: Annotated[int, msgspec.Meta(ge=1)] | Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+
+    @property
+    def limits(self) -> str:
+        """The limits as they are written, `max_drop 0.01`."""
+        named = (("max_drop", self.max_drop), ("min_sqnr", self.min_sqnr))
+        return ", ".join(f"{name} {value:g}" for name, value in named if value is not None)
+
+
 class RecipeFile(Noun, frozen=True, kw_only=True):
     """One recipe file as written."""
 
@@ -48,6 +66,7 @@ class RecipeFile(Noun, frozen=True, kw_only=True):
     prepare: tuple[Spec, ...] | None = None
     rules: tuple[Rule, ...] = ()
     finish: tuple[Spec, ...] | None = None
+    fallback: Fallback | None = None
     gates: tuple[str, ...] = ()
 
 
@@ -70,6 +89,7 @@ class Recipe(Noun, frozen=True, kw_only=True):
     prepare: tuple[Spec, ...]
     rules: tuple[SourcedRule, ...]
     finish: tuple[Spec, ...]
+    fallback: Fallback | None = None
     gates: tuple[str, ...]
     origins: dict[str, str]
 
@@ -179,6 +199,7 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
         for kind, source in (layer.data.get("samples") or {}).items():
             samples[kind].update(source)
             origins.update({f"samples.{kind}.{key}": layer.label for key in source})
+        origins.update({f"fallback.{key}": layer.label for key in layer.data.get("fallback") or ()})
         origins.update({f"gates[{gate}]": layer.label for gate in layer.file.gates})
     rules = tuple(
         SourcedRule(rule=rule, origin=f"{layer.label} rules[{index}]", own=layer.own)
@@ -194,6 +215,7 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
         prepare=_last(layers, "prepare", ()),
         rules=rules,
         finish=_last(layers, "finish", ()),
+        fallback=_fallback(layers),
         gates=tuple(gate for layer in layers for gate in layer.file.gates),
         origins=origins,
     )
@@ -202,6 +224,27 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
 def _last(layers: list[_Layer], key: str, default: Any) -> Any:
     stated = [getattr(layer.file, key) for layer in layers if layer.data.get(key) is not None]
     return stated[-1] if stated else default
+
+
+def _fallback(layers: list[_Layer]) -> Fallback | None:
+    """The keys of all layers; an empty one switches off what stands below it."""
+    stated: dict[str, Any] = {}
+    for layer in layers:
+        own = layer.data.get("fallback")
+        stated = {**stated, **own} if own else stated if own is None else {}
+    found = convert(stated, Fallback, where="recipe fallback")
+    if found == Fallback():
+        return None
+    if not found.limits:
+        hint = "add max_drop, as in {max_drop: 0.01}, or min_sqnr, in dB"
+        raise UsageError("recipe fallback: there is no limit to keep", hint)
+    return found
+
+
+def with_rules(recipe: Recipe, rules: Sequence[Rule], origin: str) -> Recipe:
+    """The recipe with rules on top, which need not match anything."""
+    added = (SourcedRule(rule=rule, origin=origin, own=False) for rule in rules)
+    return msgspec.structs.replace(recipe, rules=(*recipe.rules, *added))
 
 
 def _digest(layers: list[_Layer]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from qcli.files import replace_file, writer_for
-from qcli.report import Accuracy, FloatNode, KernelFacts, Report, Scores, encode_report
+from qcli.report import Accuracy, FallbackFacts, FloatNode, KernelFacts, Report, Scores, encode_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +69,8 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         yield "size", f"{size.float_bytes:,} → {size.bytes:,} bytes ({size.ratio:.3f})"
     if report.accuracy is not None:
         yield from _accuracy_rows(report.accuracy)
+    if report.fallback is not None:
+        yield "fallback", _fallback(report.fallback)
     if report.kernels is not None:
         yield from _kernel_rows(report.kernels)
     if report.latency is not None:
@@ -86,6 +88,10 @@ def to_markdown(report: Report) -> bytes:
     if report.gates:
         lines += ["", "## Gates", "", "| gate | value | |", "|--|--:|--|"]
         lines += [f"| {code(one.gate)} | {_number(one.value)} | {_verdict(one.passed)} |" for one in report.gates]
+    returned = _returned(report)
+    if returned:
+        lines += ["", "## Fallback", "", "| part | operator | now |", "|--|--|--|"]
+        lines += [f"| {code(name)} | {op} | {now} |" for name, op, now in returned]
     kept = report.kernels.kept_float if report.kernels is not None else ()
     if kept:
         lines += ["", "## Float nodes", "", "| node | operator | share of the work | why |", "|--|--|--:|--|"]
@@ -111,6 +117,9 @@ def to_html(report: Report) -> bytes:
     if report.gates:
         rows = [[one.gate, _number(one.value), _verdict(one.passed)] for one in report.gates]
         parts += ["<h2>Gates</h2>", _html_table(("gate", "value", ""), rows)]
+    returned = _returned(report)
+    if returned:
+        parts += ["<h2>Fallback</h2>", _html_table(("part", "operator", "now"), returned)]
     kept = report.kernels.kept_float if report.kernels is not None else ()
     if kept:
         rows = [[one.node, one.op, _percent(one.mac_share), one.reason] for one in _most(kept)]
@@ -170,6 +179,23 @@ def _accuracy_rows(accuracy: Accuracy) -> Iterator[tuple[str, str]]:
 def _kernel_rows(kernels: KernelFacts) -> Iterator[tuple[str, str]]:
     share = _percent(kernels.integer_share)
     yield "kernels", f"{kernels.integer} integer, {kernels.float_} float; {share} of the work on integers"
+
+
+def _fallback(facts: FallbackFacts) -> str:
+    kept = "kept" if facts.met else "NOT kept"
+    parts = f"{facts.returned} of {facts.of} parts {facts.what}" if facts.returned else "nothing went back"
+    changes = []
+    if facts.sqnr_before is not None and facts.sqnr_after is not None:
+        changes.append(f"{facts.sqnr_before:.1f} → {facts.sqnr_after:.1f} dB")
+    if facts.drop_before is not None and facts.drop_after is not None:
+        changes.append(f"drop {facts.drop_before:.4f} → {facts.drop_after:.4f}")
+    which = "held-out calibration samples" if facts.held_out else "calibration samples"
+    return f"{kept}, {parts}: {', '.join(changes)} on {facts.samples} {which}"
+
+
+def _returned(report: Report) -> list[list[str]]:
+    parts = report.fallback.parts if report.fallback is not None else ()
+    return [[part.node, part.op, part.now] for part in parts]
 
 
 def _scores(scores: Scores) -> str:

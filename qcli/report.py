@@ -116,6 +116,48 @@ class LatencyFacts(Noun, frozen=True, kw_only=True):
     threads: int
 
 
+class ReturnedPart(Noun, frozen=True, kw_only=True):
+    """A layer with what its kernel swallows, and what became of it.
+
+    `wider`: its weight has 8 bits in place of fewer; `float`: it computes in float, with its weight stored as integers;
+    `untouched`: it is as it was in the float model.
+    """
+
+    node: str
+    op: str
+    nodes: tuple[str, ...]
+    now: Literal["wider", "float", "untouched"]
+
+
+class FallbackFacts(Noun, frozen=True, kw_only=True):
+    """What went back so that a recipe's `fallback` is kept: `returned` parts of so many, None if none had to.
+
+    Ratios (dB, worst output) and drops (of top-1, or the share of other first choices; None for what is no classifier)
+    are those before anything went back and after, on `samples` calibration samples, which `held_out` says were not
+    learned from. `met` is False if none of the plans that were `tried` keeps the limits.
+    """
+
+    met: bool
+    returned: int
+    of: int | None = None
+    parts: tuple[ReturnedPart, ...] = ()
+    sqnr_before: float | None = None
+    sqnr_after: float | None = None
+    drop_before: float | None = None
+    drop_after: float | None = None
+    samples: int
+    held_out: bool
+    tried: int
+
+    @property
+    def what(self) -> str:
+        """What became of the parts, in words."""
+        return _RETURNED[self.parts[0].now] if self.parts else ""
+
+
+_RETURNED = {"wider": "with weights of 8 bits", "float": "in float", "untouched": "in float, weights too"}
+
+
 class GateResult(Noun, frozen=True, kw_only=True):
     gate: str
     value: float
@@ -124,6 +166,7 @@ class GateResult(Noun, frozen=True, kw_only=True):
 
 class Seconds(Noun, frozen=True, kw_only=True):
     prepare: float | None = None
+    fallback: float | None = None
     calibrate: float | None = None
     solve: float | None = None
     apply: float | None = None
@@ -157,6 +200,7 @@ class Report(Noun, frozen=True, kw_only=True):
     recipe: RecipeFacts | None = None
     samples: SampleCounts | None = None
     plan: PlanCounts | None = None
+    fallback: FallbackFacts | None = None
     size: Size | None = None
     accuracy: Accuracy | None = None
     kernels: KernelFacts | None = None

@@ -24,7 +24,13 @@ def make_plan_file(job: QuantizeJob, watch: Watch | None = None) -> Plan:
     if job.output is not None:
         check_distinct([job.output], named_inputs(job))
         check_writable(job.output)
-    plan = prepare_job(job, watch or Watch()).plan
+    watch = watch or Watch()
+    prepared = prepare_job(job, watch)
+    if prepared.recipe.fallback is not None and job.plan is None:
+        watch.warn(
+            "what goes back to float by the recipe's 'fallback' is found by 'quantize': this is the plan before it"
+        )
+    plan = prepared.plan
     if job.output is not None:
         replace_file(job.output, plan_text(plan).encode())
     return plan

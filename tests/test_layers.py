@@ -41,6 +41,8 @@ LAYERS = {
     "jobs": ("pipeline", "side_by_side", "check", "benching.*"),
     "job by job": ("stages", "analysis.*", "cost_listing"),
     "searching": ("tuning", "tuning.*"),
+    "ways back": ("ways_back",),
+    "falling back": ("fallback",),
     "command line": ("cli", "cli.*"),
     "entrances": ("__init__", "__main__"),
 }

@@ -16,6 +16,7 @@ from qcli.errors import UsageError
 from qcli.render import report_writer, show_report, summary, to_html, to_junit, to_markdown, write_report
 from qcli.report import (
     Accuracy,
+    FallbackFacts,
     FileFacts,
     FloatNode,
     GateResult,
@@ -23,6 +24,7 @@ from qcli.report import (
     LatencyFacts,
     OutputAccuracy,
     Report,
+    ReturnedPart,
     Scores,
     Seconds,
     Size,
@@ -69,6 +71,23 @@ def full(name: str = "model.onnx") -> Report:
     )
 
 
+def with_fallback(name: str = "/conv", **changes: object) -> Report:
+    fallback = FallbackFacts(
+        met=True,
+        returned=1,
+        of=10,
+        parts=(ReturnedPart(node=name, op="Conv", nodes=(name,), now="float"),),
+        sqnr_before=17.04,
+        sqnr_after=25.0,
+        drop_before=0.02,
+        drop_after=0.0,
+        samples=50,
+        held_out=True,
+        tried=4,
+    )
+    return msgspec.structs.replace(full(), fallback=msgspec.structs.replace(fallback, **changes))
+
+
 def shown(report: Report, **options: object) -> str:
     stream = io.StringIO()
     show_report(report, Console(file=stream, width=120, **options))  # type: ignore[arg-type]
@@ -97,6 +116,33 @@ class Cells(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._inside:
             self.cells[-1] += data
+
+
+def test_a_fallback_is_shown_with_its_parts() -> None:
+    row = dict(summary(with_fallback()))["fallback"]
+    assert row == (
+        "kept, 1 of 10 parts in float: 17.0 → 25.0 dB, drop 0.0200 → 0.0000 on 50 held-out calibration samples"
+    )
+    page = to_markdown(with_fallback()).decode()
+    assert "## Fallback" in page and "| `/conv` | Conv | float |" in page
+    cells = Cells(to_html(with_fallback())).cells
+    first = cells.index("/conv")
+    assert cells[first : first + 3] == ["/conv", "Conv", "float"]
+    assert b"fallback: kept" in to_junit(with_fallback())
+    assert "## Fallback" not in to_markdown(full()).decode()
+
+
+def test_a_fallback_that_is_not_kept_or_changes_nothing() -> None:
+    nothing = with_fallback(returned=0, of=None, parts=(), drop_before=None, drop_after=None, held_out=False)
+    assert dict(summary(nothing))["fallback"] == "kept, nothing went back: 17.0 → 25.0 dB on 50 calibration samples"
+    wide = ReturnedPart(node="n", op="Gemm", nodes=("n",), now="wider")
+    row = dict(summary(with_fallback(met=False, parts=(wide,))))["fallback"]
+    assert row.startswith("NOT kept, 1 of 10 parts with weights of 8 bits: ")
+
+
+def test_names_of_parts_are_no_markup() -> None:
+    page = Cells(to_html(with_fallback(NASTY)))
+    assert NASTY in page.cells and "script" not in page.tags
 
 
 def test_the_table_holds_the_figures() -> None:

@@ -36,7 +36,7 @@ from qcli.report import (
 )
 
 KEYS = [
-    "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "size", "accuracy",
+    "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "fallback", "size", "accuracy",
     "kernels", "latency", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
 ]  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_every_key_is_there_and_null_where_nothing_was_measured() -> None:
         (FloatNode(node="n", op="Gemm", reason="", mac_share=0.5), ["node", "op", "reason", "mac_share"]),
         (LatencyFacts(float_ms=2, ms=1, speedup=2, threads=1), ["float_ms", "ms", "speedup", "threads"]),
         (GateResult(gate="g", value=1, passed=True), ["gate", "value", "passed"]),
-        (Seconds(), ["prepare", "calibrate", "solve", "apply", "validate", "total"]),
+        (Seconds(), ["prepare", "fallback", "calibrate", "solve", "apply", "validate", "total"]),
     ],
 )  # fmt: skip
 def test_the_keys_of_each_section_are_public(section: msgspec.Struct, keys: list[str]) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 from qcli.analysis.simulate import Simulation
 from qcli.comparison import is_float
 from qcli.dataset import Sample
-from qcli.errors import InputError, NothingToDoError, RuntimeFailure, UnsupportedError
+from qcli.errors import InputError, NothingToDoError, ResourceError, RuntimeFailure, UnsupportedError
 from qcli.graph import Model, concrete_shapes, float32_form
+from qcli.memory import Budget
 from qcli.metrics.sqnr import Sqnr
 from qcli.runtime import Session, on_sample
 from qcli.types import Array
@@ -49,6 +50,14 @@ class Loss:
 def loss_of(reference: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Sqnr]:
     """The ratio for each float output that is not empty. Another shape, NaN or Inf is nothing but noise."""
     return {name: _sqnr(value, result[name]) for name, value in reference.items() if is_float(value) and value.size}
+
+
+def check_memory(simulation: Simulation, budget: Budget) -> None:
+    """Raises ResourceError where the weights do not fit, which a simulation holds as they are and decoded."""
+    needed = simulation.model.run_bytes()
+    if not budget.fits(needed):
+        problem = f"an analysis runs the model with its weights twice, which {budget.shortage(needed)}"
+        raise ResourceError(problem, "allow more with --max-memory")
 
 
 def run_variants(

@@ -15,19 +15,18 @@ import msgspec
 from qcli.analysis.files import analysis_writer, write_analysis
 from qcli.analysis.groups import Group, check_grouping, grouped
 from qcli.analysis.kept import find_analysis, keep_analysis, key_of
-from qcli.analysis.measure import Variant, float_session, run_pair, run_results, run_variants
+from qcli.analysis.measure import Variant, check_memory, float_session, run_pair, run_results, run_variants
 from qcli.analysis.nouns import Analysis, AnalysisSamples, AnalyzeJob, Blame, Row, Suggestion, Whole
 from qcli.analysis.samples import compared_samples
 from qcli.analysis.simulate import Simulation, simulate
 from qcli.analysis.suggest import WORTH_DB, Findings, suggest
 from qcli.analysis.trial import Ground, Reference, Trials
 from qcli.apply import apply_plan
-from qcli.errors import ResourceError
 from qcli.files import check_distinct, check_writable
 from qcli.finish import Settled
 from qcli.job import named_inputs
 from qcli.measured import quantizes_as_it_runs
-from qcli.memory import Budget, budget_of
+from qcli.memory import budget_of
 from qcli.metrics.sqnr import Sqnr
 from qcli.pipeline import finish_job, prepare_job, settle_job, threads_of
 from qcli.prepared import Prepared
@@ -95,7 +94,7 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
     prepared = settled.prepared
     watch.phase("simulate")
     simulation = simulate(prepared.model, settled.plan, settled.solution)
-    _check_memory(simulation, budget_of(job.max_memory))
+    check_memory(simulation, budget_of(job.max_memory))
     groups = grouped(simulation.layers, prepared.model, job.by)
     reference = float_session(prepared.source)
     losses = run_variants(simulation, settled.samples, _variants(simulation, groups), threads_of(job), watch.progress)
@@ -121,14 +120,6 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
         warnings=tuple(watch.warnings),
         environment=environment(),
     )
-
-
-def _check_memory(simulation: Simulation, budget: Budget) -> None:
-    """Raises ResourceError where the weights do not fit, which a simulation holds as they are and decoded."""
-    needed = simulation.model.run_bytes()
-    if not budget.fits(needed):
-        problem = f"an analysis runs the model with its weights twice, which {budget.shortage(needed)}"
-        raise ResourceError(problem, "allow more with --max-memory")
 
 
 def _settle(job: AnalyzeJob, watch: Watch) -> _Settled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -177,9 +177,17 @@ def show_recipe(recipe: Recipe, console: Console) -> None:
         ("prepare", ", ".join(map(_spec, recipe.prepare)), origins.get("prepare", "default")),
         *(("rule", _rule(sourced.rule), sourced.origin) for sourced in recipe.rules),
         ("finish", ", ".join(map(_spec, recipe.finish)), origins.get("finish", "default")),
+        *_fallback(recipe),
         *(("gate", gate, origins.get(f"gates[{gate}]", "")) for gate in recipe.gates),
     ]
     console.print(_table(("key", "value", "from"), rows))
+
+
+def _fallback(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    for key in ("max_drop", "min_sqnr", "max_parts"):
+        value = getattr(recipe.fallback, key, None)
+        if value is not None:
+            yield f"fallback.{key}", f"{value:g}", recipe.origins[f"fallback.{key}"]
 
 
 def show_checked(recipe: Recipe, console: Console) -> None:

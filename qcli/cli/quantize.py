@@ -62,8 +62,8 @@ def quantize(
     max_memory: options.MaxMemoryOption = None,
 ) -> None:
     """Quantize a model, run the result and judge it."""
+    from qcli.fallback import quantize as work
     from qcli.job import QuantizeJob
-    from qcli.pipeline import quantize as work
     from qcli.render import show_report
 
     job = QuantizeJob(

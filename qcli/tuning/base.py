@@ -12,6 +12,7 @@ from qcli.choose import is_undecided
 from qcli.errors import QcliError
 from qcli.finish import Settled
 from qcli.graph import Model
+from qcli.job import QuantizeJob
 from qcli.pipeline import finish_job, prepare_job, settle_job, threads_of
 from qcli.plan import make_plan
 from qcli.plugins import create
@@ -62,13 +63,13 @@ def settle(job: TuneJob, recipe: str, watch: Watch, shard: tuple[int, int] | Non
     return Base(recipe, Ground(prepared, plan, statistics), solution)
 
 
-def build(base: Base, candidate: Candidate, job: TuneJob, watch: Watch) -> Built | None:
+def build(base: Base, candidate: Candidate, job: QuantizeJob, watch: Watch) -> Built | None:
     """The model of a candidate; None if its rules leave nothing to quantize."""
     solved = replanned(base, candidate.rules, job, watch)
     return None if solved is None else Built(apply_plan(base.prepared.model, *solved), solved.plan)
 
 
-def replanned(base: Base, rules: tuple[Rule, ...], job: TuneJob, watch: Watch) -> Solved | None:
+def replanned(base: Base, rules: tuple[Rule, ...], job: QuantizeJob, watch: Watch) -> Solved | None:
     """A base's plan with rules on top of its recipe, solved; None if they leave nothing to quantize."""
     prepared, known = base.prepared, Solved(base.plan, base.solution)
     if not rules:

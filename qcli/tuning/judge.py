@@ -166,13 +166,21 @@ def evaluated(job: CompareJob, result: Report, metric: Metric) -> float | None:
     return judge.accuracy(load_model(job.compressed)).metric
 
 
-def check_resolution(wanted: float | None, accuracy: Accuracy, samples: int) -> str | None:
-    """A warning if the samples are too few to tell the drop asked for. Raises UsageError if there is no drop at all."""
+OPTIONS = ("--max-drop", "--min-sqnr")
+
+
+def check_resolution(
+    wanted: float | None, accuracy: Accuracy, samples: int, names: tuple[str, str] = OPTIONS
+) -> str | None:
+    """A warning if the samples are too few to tell the drop asked for. Raises UsageError if there is no drop at all.
+
+    `names` are those of the two limits, as the user gave them.
+    """
     if wanted is None:
         return None
     if drop_of(accuracy) is None:
-        hint = "use --min-sqnr, which any float output has"
-        raise UsageError("--max-drop is about classifiers, and no output of this model is a matrix of scores", hint)
+        hint = f"use {names[1]}, which any float output has"
+        raise UsageError(f"{names[0]} is about classifiers, and no output of this model is a matrix of scores", hint)
     if wanted * samples >= 1:
         return None
-    return f"--max-drop {wanted:g} cannot be told on {samples} samples: one of them is {1 / samples:.4f}"
+    return f"{names[0]} {wanted:g} cannot be told on {samples} samples: one of them is {1 / samples:.4f}"

@@ -56,7 +56,7 @@ def test_convolutions_have_no_dynamic_way_and_products_have(tmp_path: Path) -> N
 
 
 def test_what_quantizes_as_it_runs_has_no_borders(tmp_path: Path) -> None:
-    _, _, network, costs = made("int8-dynamic", tmp_path, "transformer")
+    _, _, _, costs = made("int8-dynamic", tmp_path, "transformer")
     assert costs.borders == {}
     assert all(times[WAYS.index(DYNAMIC)] is None for times in costs.ms), "they are dynamic as it is"
     assert any(times[WAYS.index(BLOCKS)] is not None for times in costs.ms)
