@@ -28,12 +28,13 @@ from qcli.pipeline import finish_job, settle_job, threads_of
 from qcli.plan import make_plan
 from qcli.prepared import Prepared
 from qcli.recipe import Fallback, with_rules
-from qcli.report import Accuracy, FallbackFacts, Report, ReturnedPart
+from qcli.report import FallbackFacts, Report, ReturnedPart
 from qcli.runtime import on_sample
 from qcli.sources import SampleStream
 from qcli.statistics import load_statistics
 from qcli.tuning.base import Base, build
-from qcli.tuning.judge import Judge, check_resolution, drop_of
+from qcli.tuning.judge import Judge, Judged, check_resolution, drop_of
+from qcli.tuning.limits import margin
 from qcli.tuning.nouns import MARGIN_DB, Candidate
 from qcli.tuning.parts import Part
 from qcli.types import Rule
@@ -109,7 +110,7 @@ class _Attempt:
     parts: tuple[Part, ...]
     now: Now
     rules: tuple[Rule, ...]
-    accuracy: Accuracy
+    accuracy: Judged
 
 
 class _Search:
@@ -211,7 +212,7 @@ class _Search:
         sqnr, drop = attempt.accuracy.sqnr or 0.0, drop_of(attempt.accuracy) or 0.0
         most, least = self._limits.max_drop, self._limits.min_sqnr
         over = 0.0 if most is None else max(0.0, drop - most)
-        under = 0.0 if least is None else max(0.0, least + MARGIN_DB - sqnr)
+        under = 0.0 if least is None else max(0.0, least + margin(attempt.accuracy.error_db) - sqnr)
         return over, under, -sqnr, len(attempt.parts)
 
 
@@ -267,7 +268,7 @@ def _unmet(limits: Fallback, facts: FallbackFacts) -> str:
     found = [] if facts.drop_after is None else [f"a drop of {facts.drop_after:.4f}"]
     found += [] if facts.sqnr_after is None else [f"{facts.sqnr_after:.1f} dB"]
     kept = f"{facts.returned} of {facts.of} parts {facts.what}" if facts.returned else "the plan as it is"
-    spare = f" with {MARGIN_DB} dB to spare" if limits.min_sqnr is not None else ""
+    spare = f" with {MARGIN_DB} dB or more to spare" if limits.min_sqnr is not None else ""
     return (
         f"the recipe's fallback ({limits.limits}{spare}) is not kept: the closest, {kept}, gives {' and '.join(found)}"
     )

@@ -131,7 +131,7 @@ def test_one_part_fewer_is_not_enough(restored: tuple[Path, Report], tmp_path: P
     facts = facts_of(quantize(job(tmp_path, COARSE, f"fallback={{min_sqnr: 20, max_parts: {most}}}"), watch))
     assert not facts.met and facts.returned <= most
     assert facts.sqnr_after is not None and facts.sqnr_after < 20 + SPARE
-    said = "the recipe's fallback (min_sqnr 20 with 0.5 dB to spare) is not kept"
+    said = "the recipe's fallback (min_sqnr 20 with 0.5 dB or more to spare) is not kept"
     assert any(text.startswith(said) for text in watch.warnings)
 
 

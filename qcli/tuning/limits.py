@@ -18,9 +18,9 @@ def quality(outcome: Outcome) -> tuple[float, float]:
     return (0.0 if outcome.metric is None else outcome.metric), outcome.sqnr
 
 
-def margin(outcome: Outcome) -> float:
-    """By how many dB an outcome has to exceed the ratio asked for: the more, the more its samples differ."""
-    return max(MARGIN_DB, SURE * outcome.error_db)
+def margin(error_db: float) -> float:
+    """By how many dB a ratio with this standard error has to exceed the one asked for."""
+    return max(MARGIN_DB, SURE * error_db)
 
 
 def missed(outcome: Outcome, limits: Limits, metric: str = "the metric") -> Iterator[str]:
@@ -28,7 +28,7 @@ def missed(outcome: Outcome, limits: Limits, metric: str = "the metric") -> Iter
     is one of the ratio."""
     least, own = limits.min_metric, outcome.metric
     for ratio in (limits.min_sqnr, least if own is None else None):
-        spare = margin(outcome)
+        spare = margin(outcome.error_db)
         if ratio is not None and outcome.sqnr < min(ratio + spare, Sqnr.LIMIT):
             yield f"{outcome.sqnr:.1f} dB, {ratio:g} and {spare:.1f} to spare were asked for"
     if least is not None and own is not None and own < least:

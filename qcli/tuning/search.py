@@ -153,7 +153,7 @@ class PartSearch:
         least = limits.min_sqnr
         if least is None:
             return inf if limits.max_drop is limits.min_metric is None else division.noise * _MORE_NOISE
-        return division.noise * 10 ** ((outcome.sqnr - least - margin(outcome)) / 10)
+        return division.noise * 10 ** ((outcome.sqnr - least - margin(outcome.error_db)) / 10)
 
 
 def _outcomes(found: Sequence[Found]) -> Iterator[Outcome]:
