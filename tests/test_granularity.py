@@ -491,8 +491,8 @@ def planned() -> tuple[Any, Plan]:
         ({"block": None}, None, "granularity block needs the size of a block"),
         ({"block": 1}, None, "block must be 2 or more, is 1"),
         ({"granularity": "channel", "axis": 1}, None, "'block' with granularity channel"),
-        ({}, "qdq", "no integer kernel multiplies blocks, as the encoding 'qdq' wants it"),
-        ({}, "dynamic", "no integer kernel multiplies blocks, as the encoding 'dynamic' wants it"),
+        ({}, "qdq", "no static kernel multiplies blocks, as the encoding 'qdq' wants it"),
+        ({}, "dynamic", "cannot have the encoding 'dynamic': no dynamic kernel takes weights in blocks"),
     ],
 )
 def test_edited_plans_are_refused(grid: dict[str, Any], encoding: str | None, message: str) -> None:
