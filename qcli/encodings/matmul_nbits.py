@@ -25,9 +25,9 @@ _INT8 = 4
 class MatmulNbits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """MatMulNBits of onnxruntime for MatMul and Gemm: y = x B, with B [K, N] in blocks along K.
 
-    `accuracy_level` says in what the kernel multiplies: 0 leaves it to onnxruntime, which takes float32 as with 1; 2 and
-    3 stand for float16 and bfloat16, which its CPU kernels do in float32; 4 is int8 for both factors. Codes of three
-    bits are stored in four, those of five to seven in eight. A bias [N] becomes the operator's own.
+    `accuracy_level` says in what the kernel multiplies: 0 leaves it to onnxruntime, which takes float32 as with 1;
+    2 and 3 stand for float16 and bfloat16, which its CPU kernels do in float32; 4 is int8 for both factors. Codes of
+    three bits are stored in four, those of five to seven in eight. A bias [N] becomes the operator's own.
 
     Source: onnxruntime, docs/ContribOperators.md, com.microsoft.MatMulNBits version 1.
     """
@@ -84,7 +84,8 @@ class _Matrix:
             raise ValueError(f"{coded.name} has no blocks")
         self._coded, self.block = coded, scale.block
         self._turned = coded.node.op_type == "Gemm" and bool(number(coded.node, "transB", 0))
-        self.rows, self.columns = coded.codes.shape if not self._turned else coded.codes.shape[::-1]
+        shape: tuple[int, ...] = coded.codes.shape
+        self.rows, self.columns = shape[::-1] if self._turned else shape
         self.bits = next(width for width in _WIDTHS if scale.highest - scale.lowest < 1 << width)
         self._blocks = -(-self.rows // self.block)
         self._shift, self._default = _shift(scale, self.bits)
