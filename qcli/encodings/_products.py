@@ -46,15 +46,15 @@ def before(
     return made.outputs[0]
 
 
-def take_place(graph: Graph, node: Node, result: Value) -> None:
-    """The result gets the place and the name of the node's."""
-    producer, name, old = result.producer(), node.name, node.outputs[0]
+def take_place(graph: Graph, node: Node, result: Value, name: str | None = None) -> None:
+    """The result gets the place and the name of the node's; what makes it is called `name`, or like the node."""
+    producer, given, old = result.producer(), name or node.name, node.outputs[0]
     output_name = old.name
     replace_value(graph, old, result)
     old.name, result.name = f"{output_name}_float", output_name
     graph.remove(node, safe=True)
     if producer is not None:
-        producer.name = name
+        producer.name = given
 
 
 def number(node: Node, key: str, default: float) -> float:

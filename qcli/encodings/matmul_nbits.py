@@ -10,7 +10,17 @@ import numpy as np
 
 from qcli.encodings._products import before, number, scaled, take_place, transposed
 from qcli.encodings._weights import Coded, Pool, home_of
-from qcli.graph import Node, Value, add_initializer, constant_of, dimensions, graph_of, insert_before, make_node
+from qcli.graph import (
+    Node,
+    Value,
+    add_initializer,
+    constant_of,
+    dimensions,
+    graph_of,
+    insert_before,
+    make_node,
+    sole_consumer,
+)
 from qcli.types import Array, Deferred, Scale
 
 _MICROSOFT = "com.microsoft"
@@ -27,7 +37,8 @@ class MatmulNbits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `accuracy_level` says in what the kernel multiplies: 0 leaves it to onnxruntime, which takes float32 as with 1;
     2 and 3 stand for float16 and bfloat16, which its CPU kernels do in float32; 4 is int8 for both factors. Codes of
-    three bits are stored in four, those of five to seven in eight. A bias [N] becomes the operator's own.
+    three bits are stored in four, those of five to seven in eight. A bias [N], also one that an Add behind a MatMul
+    adds, becomes the operator's own.
 
     Source: onnxruntime, docs/ContribOperators.md, com.microsoft.MatMulNBits version 1.
     """
@@ -53,15 +64,15 @@ class MatmulNbits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"{node.name} reads no data")
         if number(node, "transA", 0):
             data = transposed(node, graph, data, pool)
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        bias = scaled(graph, bias, number(node, "beta", 1.0)) if bias is not None else None
         matrix = _Matrix(coded)
-        own = _as_vector(coded, bias, matrix.columns, pool)
-        inputs = [data, *matrix.constants(pool), None, own]
-        result = self._product(node, inputs, matrix)
+        bias, last = _bias(node)
+        own = _as_vector(node, bias, matrix.columns, pool)
+        result = self._product(node, [data, *matrix.constants(pool), None, own], matrix)
         if bias is not None and own is None:
             result = before(node, "Add", [result, bias], f"{node.name or coded.name}_sum")
-        take_place(graph, node, result)
+        take_place(graph, last, result, node.name)
+        if last is not node:
+            graph.remove(node, safe=True)
 
     def _product(self, node: Node, inputs: list[Value | None], matrix: _Matrix) -> Value:
         while inputs[-1] is None:
@@ -144,12 +155,26 @@ def _shift(scale: Scale, bits: int) -> tuple[int, bool]:
     return (middle if scale.lowest < 0 else 0), False
 
 
-def _as_vector(coded: Coded, bias: Value | None, columns: int, pool: Pool) -> Value | None:
+def _bias(node: Node) -> tuple[Value | None, Node]:
+    """What is added to a product, and the node that does it: a Gemm itself, or the Add of a vector behind a MatMul."""
+    if node.op_type == "Gemm":
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        return (scaled(graph_of(node), bias, number(node, "beta", 1.0)) if bias is not None else None), node
+    weight, follower = node.inputs[1], sole_consumer(node.outputs[0])
+    if follower is None or follower.op_type != "Add" or follower.graph is not node.graph or weight is None:
+        return None, node
+    columns = (dimensions(weight) or ())[-1:]
+    constants = [(value, constant_of(value)) for value in follower.inputs]
+    added = [value for value, array in constants if array is not None and array.shape == columns]
+    return (added[0], follower) if added else (None, node)
+
+
+def _as_vector(node: Node, bias: Value | None, columns: int, pool: Pool) -> Value | None:
     """A constant bias of one number for each column, [N]; None for one of another shape."""
     array = constant_of(bias)
     if bias is None or array is None or array.shape not in ((columns,), (1, columns)):
         return None
-    if dimensions(bias) == (columns,):
+    if array.ndim == 1:
         return bias
-    name, graph = f"{bias.name}_vector", graph_of(coded.node)
+    name, graph = f"{bias.name}_vector", graph_of(node)
     return pool.once((id(graph), name), lambda: add_initializer(graph, name, array.reshape(-1)))

@@ -99,6 +99,42 @@ def test_a_bias_for_each_column_becomes_the_operators_own() -> None:
     assert [name for name in constants(stored_of(proto, settings=(rule(),)).model) if name[0] == "b"] == ["b_vector"]
 
 
+ADDED: dict[str, tuple[list[onnx.NodeProto], bool]] = {
+    "a vector": ([node("MatMul", "x w", "m"), node("Add", "m b", "y")], True),
+    "a vector on the left": ([node("MatMul", "x w", "m"), node("Add", "b m", "y")], True),
+    "a vector, and a Relu": ([node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("Relu", "a", "y")], True),
+    "a row": ([node("MatMul", "x w", "m"), node("Add", "m r", "y")], False),
+    "a sum that others read in part": (
+        [node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("Mul", "m a", "y")], False,
+    ),
+    "another product": ([node("MatMul", "x w", "m"), node("MatMul", "x w", "n"), node("Add", "m n", "y")], False),
+    "a vector that is subtracted": ([node("MatMul", "x w", "m"), node("Sub", "m b", "y")], False),
+    "itself": ([node("MatMul", "x w", "m"), node("Add", "m m", "y")], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ADDED)
+def test_what_is_added_behind_a_product(kind: str) -> None:
+    nodes, joined = ADDED[kind]
+    proto = proto_of(nodes, {"x": [2, 40]}, {"y": None}, {"w": W, "b": B, "r": B[None]})
+    quantized = stored_of(proto, settings=(rule(),))
+    [made] = [item for item in quantized.model.nodes() if item.op_type == "MatMulNBits"][:1]
+    assert made.name == "/m" and (len(made.inputs) == 6) is joined
+    assert ("Add" in operators(quantized.model)) is not (joined or "subtracted" in kind)
+    assert kernels_of(quantized).stayed_float[0].node == "/m"
+    for seed in range(2):
+        feeds = feeds_for(quantized.source, seed)
+        expected = run(with_decoded_weights(quantized), feeds)
+        for optimize in (False, True):
+            assert_equal(expected, run(quantized.model, feeds, optimize=optimize), tolerance=1e-5)
+
+
+def test_a_product_that_is_an_output_keeps_its_bias_apart() -> None:
+    nodes = [node("MatMul", "x w", "m"), node("Add", "m b", "y")]
+    quantized = stored_of(proto_of(nodes, {"x": [2, 40]}, {"m": None, "y": None}, {"w": W, "b": B}), settings=(rule(),))
+    assert operators(quantized.model) == ["MatMulNBits", "Add"] and quantized.model.outputs() == ("m", "y")
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     form=st.tuples(st.sampled_from(["", "u"]), st.integers(2, 8), st.sampled_from(BLOCKS), st.booleans()),

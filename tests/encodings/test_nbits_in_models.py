@@ -153,6 +153,28 @@ def test_a_rule_on_top_switches_one_node(base: str, level: int) -> None:
     assert shares[0] - shares[1] == pytest.approx(lost)
 
 
+def test_a_bias_between_static_layers_is_joined_or_left() -> None:
+    """The sum behind the switched product is read by a layer whose input is quantized, and by an integer Add."""
+    weights = {f"w{name}": normal(at, 32, 32) / 5 for at, name in enumerate("abc")}
+    weights |= {f"b{name}": normal(9 + at, 32) / 5 for at, name in enumerate("abc")}
+    nodes = [item for name, source in zip("abc", "xab", strict=True) for item in (
+        node("MatMul", f"{source} w{name}", f"m{name}"), node("Add", f"m{name} b{name}", name),
+    )]  # fmt: skip
+    proto = proto_of([*nodes, node("Add", "b c", "y")], {"x": [2, 32]}, {"y": None}, weights)
+    source = wrapped(proto)
+    normalize_graph(source)
+    for key in ("ma", "mb", "mc"):
+        for level in (0, 4):
+            plan = make_plan(source, switched("int8-minmax", key, level))
+            assert not [item for item in plan.entries if item.site.node == key and item.site.role is not Role.WEIGHT]
+            done = finished(source, plan, stream_for(source))
+            assert operators(done.model).count("MatMulNBits") == 1
+            onnx.checker.check_model(done.model.proto(), full_check=True)
+            feeds = feeds_for(source)
+            for optimize in (False, True):
+                assert_equal(run(source, feeds), run(done.model, feeds, optimize=optimize), tolerance=0.05)
+
+
 def test_all_other_codes_are_taken_over() -> None:
     before, recipe = quantized("int8-dynamic"), switched("int8-dynamic", "b")
     plan = make_plan(before.source, recipe)
