@@ -367,7 +367,7 @@ def test_what_has_no_integer_kernel_is_kept_out_and_stored() -> None:
     }
     assert "a scale for each channel, as its input axis has 3 weights, a block 32" in found["w1"].because
     said = reasons(quantized)["y"]
-    assert "gives its weight blocks, which no integer kernel multiplies" in said
+    assert "gives its weight blocks, which no static kernel multiplies" in said
     assert said.endswith("its weight is stored as int4 in blocks of 32")
     feeds = feeds_for(quantized.source)
     assert_equal(run(mixed_net(), feeds), run(quantized.model, feeds, optimize=True), tolerance=0.3)
