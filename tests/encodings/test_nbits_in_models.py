@@ -9,7 +9,7 @@ import msgspec
 import onnx
 import pytest
 from codes import kernels_of
-from conftest import model_path
+from conftest import first_sample, model_path
 from models import (
     Quantized,
     assert_equal,
@@ -37,7 +37,10 @@ from qcli.report import Report
 from qcli.side_by_side import CompareJob, compare_models
 from qcli.solve import Solved, site_key, solve_again
 from qcli.stages import make_plan_file
+from qcli.tuning.base import build, settle
+from qcli.tuning.nouns import Candidate, TuneJob
 from qcli.types import Grid, Match, Role, Rule
+from qcli.watch import Watch
 
 SAMPLES = model_path("transformer").parent
 
@@ -184,6 +187,27 @@ def test_all_other_codes_are_taken_over() -> None:
         same = solution.codes[site_key(entry)] is before.solution.codes[site_key(entry)]
         assert same is (entry.site.node != "b")
     assert "b" not in {request.value for request in wishes_of(plan, before.source)}
+
+
+@pytest.mark.parametrize("base", ["int8-dynamic", "int8-minmax"])
+def test_a_search_over_plans_makes_such_a_candidate(base: str, tmp_path: Path) -> None:
+    job = TuneJob(
+        model=model_path("transformer"), calibration=SAMPLES / "calib", recipe=base, samples=4,
+        output=tmp_path / "o.onnx", threads=1, cache=False,
+    )  # fmt: skip
+    settled = settle(job, base, Watch())
+    key = next(entry.site.node for entry in settled.plan.entries if entry.site.name == "/layers/1/down/matmul")
+    candidate = Candidate(recipe=base, why="", rules=(switched(base, key).rules[-1].rule,))
+    built = build(settled, candidate, job, Watch())
+    assert built is not None
+    entries = [entry for entry in built.plan.entries if entry.site.node == key]
+    assert [entry.encoding for entry in entries] == [{"matmul_nbits": {"accuracy_level": 4}}]
+    assert operators(built.model).count("MatMulNBits") == 1
+    others = [entry.site for entry in built.plan.entries if entry.site.role is Role.WEIGHT and entry.site.node != key]
+    known = [entry.site for entry in settled.plan.entries if entry.site.role is Role.WEIGHT and entry.site.node != key]
+    assert others == known, "the rest is as it was"
+    feeds = first_sample("transformer").feeds
+    assert_equal(run(settled.prepared.model, feeds), run(built.model, feeds, optimize=True), tolerance=0.2)
 
 
 def test_the_last_node_that_quantizes_a_value_leaves_no_trace_of_it() -> None:
