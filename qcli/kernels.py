@@ -30,6 +30,9 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _INTEGER_ACCURACY_LEVEL = 4
 """MatMulNBits multiplies 8-bit integers at this accuracy_level; at others it decodes its weights to float."""
 
+_TWO_BIT_BLOCKS = (32, 64, 128)
+"""Codes of two bits have an integer kernel in these blocks alone (onnxruntime 1.31.1)."""
+
 
 class FloatKernel(Noun, frozen=True, kw_only=True):
     """A compute node of the float model that did not become integer.
@@ -106,7 +109,8 @@ def count_kernels(optimized: OptimizedGraph, float_model: Model, feeds: Mapping[
 def is_integer(node: RuntimeNode) -> bool:
     """True if the kernel of a compute node multiplies integers."""
     if node.op == "MatMulNBits":
-        return node.integers.get("accuracy_level", 0) == _INTEGER_ACCURACY_LEVEL
+        decodes = node.integers.get("bits") == 2 and node.integers.get("block_size") not in _TWO_BIT_BLOCKS
+        return node.integers.get("accuracy_level", 0) == _INTEGER_ACCURACY_LEVEL and not decodes
     return node.op in _INTEGER
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from qcli.graph import Node, constant_of, dimensions, is_constant
-from qcli.plugins import create
+from qcli.plugins import choice_of, create
 from qcli.targets._support import Support
-from qcli.types import Array, Grid
+from qcli.types import Array, Entry, Grid
 
 
 def illegal(node: Node, support: Support) -> str | None:
@@ -34,6 +34,20 @@ def illegal(node: Node, support: Support) -> str | None:
         return "one of its constants holds Inf or NaN"
     check = _CHECKS.get(node.op_type)
     return check(node) if check is not None else None
+
+
+def no_form(entry: Entry, node: Node, operands: Sequence[int]) -> str | None:
+    """Why a node that reads weights at these operands cannot have the encoding of `entry`, or None if it can.
+
+    Encodings that any node takes have none of it.
+    """
+    name = choice_of(entry.encoding).name
+    if name == "dynamic":
+        return not_dynamic(node, operands, entry.grid)
+    if name == "matmul_nbits":
+        inside = "it lies in the body of another node" if entry.site.graph else None
+        return inside or _not_in_nbits(node, operands, entry.grid)
+    return None
 
 
 def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
@@ -62,6 +76,37 @@ def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
 
 
 _BYTE = 8
+
+
+def _not_in_nbits(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
+    """Why a node that reads weights at these operands, on this grid, cannot become MatMulNBits, or None."""
+    data = node.inputs[0] if node.inputs else None
+    if data is None or data.dtype is None or data.dtype.numpy().name != "float32":
+        return "its data is not float32"
+    if not _is_product(node):
+        return f"{node.op_type} is no product that MatMulNBits computes"
+    weight = node.inputs[1]
+    if list(operands) != [1] or weight is None or len(dimensions(weight) or ()) != _MATRIX:
+        return "its weight is not a matrix on the right"
+    if grid.block not in _NBITS_BLOCKS:
+        return f"MatMulNBits takes weights in blocks of {', '.join(map(str, _NBITS_BLOCKS))}"
+    if int(create("formats", grid.format).bits(grid)) > _BYTE:
+        return f"MatMulNBits takes no {grid.format} weights"
+    others = any(not _is_product(reader) or operand != 1 for reader, operand in weight.uses())
+    if others or weight.is_graph_output():
+        return "something else than a product reads its weight too"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    plain = bias is None or _float(node, "beta", 1.0) == 1.0 or constant_of(bias) is not None
+    return None if plain else "its bias is not constant"
+
+
+def _is_product(node: Node) -> bool:
+    return node.op_type in ("MatMul", "Gemm") and node.domain in ("", "ai.onnx")
+
+
+_MATRIX = 2
+_NBITS_BLOCKS = (16, 32, 64, 128, 256)
+"""Blocks that the kernels of onnxruntime 1.31.1 take."""
 
 
 def _finite(array: Array) -> bool:

@@ -105,7 +105,7 @@ class RuleBook:
         if array is None or decided is None or grid is None or grid.granularity != "block":
             return None
         fits = no_blocks(node, 1, array.shape, grid.block) is None
-        return f"{decided.origin} gives its weight blocks, which no integer kernel multiplies" if fits else None
+        return f"{decided.origin} gives its weight blocks, which no static kernel multiplies" if fits else None
 
     def _last_of(self, nodes: tuple[Node, ...], site: Site, says: Callable[[SourcedRule], bool]) -> SourcedRule | None:
         for sourced in reversed(self._rules):

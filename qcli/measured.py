@@ -50,9 +50,10 @@ def wishes_of(plan: Plan, model: Model) -> tuple[Request, ...]:
 
 
 def quantizes_as_it_runs(entry: Entry) -> bool:
-    """True for the weight of a kernel that quantizes its data by itself."""
+    """True for the weight of a kernel that quantizes its data by itself, with one scale: those of blocks have many."""
     encoding = create("encodings", entry.encoding)
-    return entry.site.role is Role.WEIGHT and encoding.multiplies and not encoding.calibrated
+    whole = entry.site.role is Role.WEIGHT and entry.grid.block is None
+    return whole and encoding.multiplies and not encoding.calibrated
 
 
 def measured(model: Model, entry: Entry, statistics: Statistics) -> Distribution | None:

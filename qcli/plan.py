@@ -14,7 +14,7 @@ from qcli.fitting import check_ranges, check_rules
 from qcli.granularity import check_layout, laid_out, no_blocks
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
 from qcli.layers import LAYERS, bias_layer, input_axis, output_channel_axis, weight_operands
-from qcli.legality import not_dynamic
+from qcli.legality import no_form
 from qcli.matching import RuleBook
 from qcli.opsets import required_opset
 from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
@@ -45,8 +45,8 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
     static = _with_exact_biases(tuple(_entries(layout, rules)), layout)
     stored = store_weights(model, rules, static, unfit.nodes)
     entries = (*static, *stored.entries)
-    dynamic = {entry.site.node for entry in stored.entries if choice_of(entry.encoding).name == "dynamic"}
-    kept_float = tuple(described(kept, stored) for kept in layout.kept if kept.node not in dynamic)
+    integer = {entry.site.node for entry in stored.entries if create("encodings", entry.encoding).multiplies}
+    kept_float = tuple(described(kept, stored) for kept in layout.kept if kept.node not in integer)
     if not entries:
         raise NothingToDoError("nothing in this model can be quantized", _why_nothing(kept_float, stored))
     _check_formats(entries, target, recipe.target)
@@ -142,7 +142,7 @@ def _check_axis(entry: Entry, node: Node) -> None:
 
 
 def _check_blocks(entry: Entry, node: Node) -> None:
-    """Blocks lie along the axis that the operator sums over, and no kernel of integers multiplies them."""
+    """Blocks lie along the axis that the operator sums over, and no static kernel multiplies them."""
     site = entry.site
     array = constant_of(node.inputs[site.operand])
     shape = array.shape if array is not None else ()
@@ -150,8 +150,8 @@ def _check_blocks(entry: Entry, node: Node) -> None:
     axis = input_axis(node, site.operand, len(shape))
     if problem is None and entry.grid.axis != axis:
         problem = f"blocks lie along axis {axis}, not {entry.grid.axis}"
-    if problem is None and create("encodings", entry.encoding).multiplies:
-        problem = f"no integer kernel multiplies blocks, as the encoding '{choice_of(entry.encoding).name}' wants it"
+    if problem is None and create("encodings", entry.encoding).calibrated:
+        problem = f"no static kernel multiplies blocks, as the encoding '{choice_of(entry.encoding).name}' wants it"
     if problem is not None:
         hint = "correct its grid, take the encoding weight_only, or make the plan again"
         raise UsageError(f"plan: '{site.value}' of '{site.node}': {problem}", hint)
@@ -169,11 +169,11 @@ def _check_encoding(entry: Entry, plan: Plan, node: Node) -> None:
         problem = "is not constant"
     elif site.role is not Role.WEIGHT and not create("encodings", entry.encoding).calibrated:
         problem = f"is an activation or a bias, which the encoding '{name}' does not take"
-    if problem is None and site.role is Role.WEIGHT and name == "dynamic":
+    if problem is None and site.role is Role.WEIGHT:
         alike = [item.site for item in plan.entries if choice_of(item.encoding).name == name]
         same = [other.operand for other in alike if other.node == site.node]
-        reason = not_dynamic(node, [operand for operand, _ in weight_operands(node) if operand in same], entry.grid)
-        problem = f"cannot be quantized dynamically: {reason}" if reason is not None else None
+        reason = no_form(entry, node, [operand for operand, _ in weight_operands(node) if operand in same])
+        problem = f"cannot have the encoding '{name}': {reason}" if reason is not None else None
     if problem is not None:
         raise UsageError(f"plan: '{site.value}' of '{site.node}' {problem}", "change its entry, or make the plan again")
 

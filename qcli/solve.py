@@ -247,8 +247,8 @@ class _Solver:
         """The smallest weight scale, in its shape, with which the bias fits and no product saturates."""
         node = self._nodes[entry.site.node]
         floor = np.zeros(scale.scale.shape)
-        if not create("encodings", entry.encoding).multiplies:
-            return floor
+        if entry.grid.block is not None or not create("encodings", entry.encoding).multiplies:
+            return floor  # products of blocks are added in float
         bias = self._bias_of(node)
         if bias is not None:
             columns = np.abs(bias.astype(np.float64)).reshape(-1, bias.shape[-1] if bias.ndim else 1).max(axis=0)

@@ -15,7 +15,7 @@ import numpy as np
 from qcli.granularity import laid_out, scales_of
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
 from qcli.layers import weight_operands
-from qcli.legality import not_dynamic
+from qcli.legality import no_form
 from qcli.matching import RuleBook
 from qcli.plugins import choice_of, create
 from qcli.types import Entry, Grid, KeptFloat, Role, Site, Spec
@@ -103,16 +103,18 @@ def _is_dynamic(entry: Entry) -> bool:
 
 
 def _encoded(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, str]) -> Entry:
-    """The entry with an encoding that the node can have: dynamic where that was asked for and fits, or weight-only."""
+    """The entry with an encoding that the node can have: the one that was asked for if it fits, or weight-only."""
     asked = choice_of(entry.encoding).name
     if asked == "weight_only":
         return entry
-    if asked == "dynamic":
-        misfit = unfit.get(node_key(node)) or _misfit(node, operands, entry.grid)
-        if misfit is None:
-            return entry
-        return _stored_only(entry, f"not dynamic: {misfit}")
-    return _stored_only(entry, "stored only, no integer kernel multiplies it")
+    if asked not in _OWN_FORMS:
+        return _stored_only(entry, "stored only, no integer kernel multiplies it")
+    misfit = _misfit(entry, node, operands, unfit)
+    return entry if misfit is None else _stored_only(entry, f"not {asked}: {misfit}")
+
+
+_OWN_FORMS = ("dynamic", "matmul_nbits")
+"""Encodings that replace a node by another operator."""
 
 
 def _stored_only(entry: Entry, reason: str) -> Entry:
@@ -122,13 +124,16 @@ def _stored_only(entry: Entry, reason: str) -> Entry:
     return msgspec.structs.replace(entry, encoding=spec, because=f"{entry.because}; {reason}")
 
 
-def _misfit(node: Node, operands: list[int], grid: Grid) -> str | None:
-    """Why a node is not quantized dynamically, or None."""
-    reason = not_dynamic(node, operands, grid)
+def _misfit(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, str]) -> str | None:
+    """Why a node does not get the form of its own that `entry` asks for, or None."""
+    reason = no_form(entry, node, operands)
+    if reason is not None or not _is_dynamic(entry):
+        return reason
+    if node_key(node) in unfit:
+        return unfit[node_key(node)]
     weight = dimensions(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    if reason is None and node.op_type != "LSTM" and min(size or 0 for size in weight or ()) < _SMALLEST_DYNAMIC:
-        return f"one side of its weight is below {_SMALLEST_DYNAMIC}"
-    return reason
+    thin = node.op_type != "LSTM" and min(size or 0 for size in weight or ()) < _SMALLEST_DYNAMIC
+    return f"one side of its weight is below {_SMALLEST_DYNAMIC}" if thin else None
 
 
 def _without_float_readers(

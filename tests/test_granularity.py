@@ -367,7 +367,7 @@ def test_what_has_no_integer_kernel_is_kept_out_and_stored() -> None:
     }
     assert "a scale for each channel, as its input axis has 3 weights, a block 32" in found["w1"].because
     said = reasons(quantized)["y"]
-    assert "gives its weight blocks, which no integer kernel multiplies" in said
+    assert "gives its weight blocks, which no static kernel multiplies" in said
     assert said.endswith("its weight is stored as int4 in blocks of 32")
     feeds = feeds_for(quantized.source)
     assert_equal(run(mixed_net(), feeds), run(quantized.model, feeds, optimize=True), tolerance=0.3)
@@ -491,8 +491,8 @@ def planned() -> tuple[Any, Plan]:
         ({"block": None}, None, "granularity block needs the size of a block"),
         ({"block": 1}, None, "block must be 2 or more, is 1"),
         ({"granularity": "channel", "axis": 1}, None, "'block' with granularity channel"),
-        ({}, "qdq", "no integer kernel multiplies blocks, as the encoding 'qdq' wants it"),
-        ({}, "dynamic", "no integer kernel multiplies blocks, as the encoding 'dynamic' wants it"),
+        ({}, "qdq", "no static kernel multiplies blocks, as the encoding 'qdq' wants it"),
+        ({}, "dynamic", "cannot have the encoding 'dynamic': no dynamic kernel takes weights in blocks"),
     ],
 )
 def test_edited_plans_are_refused(grid: dict[str, Any], encoding: str | None, message: str) -> None:

@@ -143,6 +143,19 @@ def test_blocks_are_written_one_weight_after_the_other(model: Path, decode: str,
     assert_equal(run(load_model(output), feeds), Session(output).run(feeds), tolerance=0.02)
 
 
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_codes_of_matmul_nbits_are_packed_as_they_are_written(model: Path, symmetric: str) -> None:
+    grid = f"{{format: uint4, symmetric: {symmetric}, granularity: block, block: 32}}"
+    report = quantized(model, settings=(f"rules=[{{match: {{role: weight}}, grid: {grid}, encoding: matmul_nbits}}]",))
+    output = model.parent / "out" / "q.onnx"
+    codes = [tensor for tensor in load_model(output).constants() if tensor.nbytes == SIZE * SIZE // 2]
+    assert [tuple(tensor.shape.numpy()) for tensor in codes] == [(SIZE, 2, 16)] * 4
+    assert report.accuracy is not None and (report.accuracy.sqnr or 0) > 13
+    assert report.kernels is not None and report.kernels.by_kernel == {"MatMulNBits": 4}
+    feeds = feeds_for(load_model(output))
+    assert_equal(run(load_model(output), feeds), Session(output).run(feeds), tolerance=1e-5)
+
+
 def test_a_second_run_gives_the_same_bytes(model: Path) -> None:
     folder = model.parent / "out"
     quantized(model)

@@ -129,6 +129,20 @@ def test_a_real_model_with_another_preset(tmp_path: Path, name: str, recipe: str
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (ZOO / "minilm").is_dir(), reason="this zoo has no minilm")
+@pytest.mark.parametrize(("level", "least"), [(0, 33.0), (4, 29.0)])
+def test_a_sentence_encoder_in_blocks(tmp_path: Path, level: int, least: float) -> None:
+    grid = "{format: int8, granularity: block, block: 32}"
+    encoding = f"{{matmul_nbits: {{accuracy_level: {level}}}}}"
+    rule = f"rules=[{{match: {{op: [MatMul, Gemm], role: weight}}, grid: {grid}, encoding: {encoding}}}]"
+    report = quantize(job("minilm", tmp_path, recipe="int8-weights", settings=(rule,)))
+    ran(report, tmp_path / "out.onnx")
+    assert report.accuracy is not None and report.accuracy.sqnr is not None and report.accuracy.sqnr >= least
+    assert report.kernels is not None and report.kernels.by_kernel["MatMulNBits"] == 36
+    assert (report.kernels.integer_share > 0.9) is (level == 4)
+
+
+@pytest.mark.slow
 def test_a_float16_model_keeps_its_inputs_and_outputs(tmp_path: Path) -> None:
     model = ZOO / "odd" / "squeezenet11_fp16_selfmade.onnx"
     report = quantize(job("squeezenet11_imagenet", tmp_path, model=model))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import msgspec
 import numpy as np
 
+from qcli.encodings._products import before, number, scaled, take_place, transposed
 from qcli.encodings._weights import Coded, Pool, constant_codes, home_of
 from qcli.graph import (
     Graph,
     Node,
     Value,
     add_initializer,
-    constant_of,
     graph_of,
     insert_before,
     make_node,
@@ -55,20 +54,20 @@ def _product(coded: Coded, pool: Pool, *, pack: bool) -> None:
     """MatMul [.., K] x [K, N], or Gemm with alpha, beta, transA and transB."""
     node, graph, name = coded.node, graph_of(coded.node), coded.node.name or coded.name
     codes, zero, data, scale_x, zero_x = _quantized(coded, pool, pack=pack)
-    integers = _before(node, "MatMulInteger", [data, codes, zero_x, zero], f"{name}_integers")
-    floats = _before(node, "Cast", [integers], f"{name}_cast", {"to": 1})
-    steps = coded.scale.scale * np.float32(_number(node, "alpha", 1.0))
+    integers = before(node, "MatMulInteger", [data, codes, zero_x, zero], f"{name}_integers")
+    floats = before(node, "Cast", [integers], f"{name}_cast", {"to": 1})
+    steps = coded.scale.scale * np.float32(number(node, "alpha", 1.0))
     steps = steps.reshape(()) if coded.scale.axis is None else steps
     scale_w = pool.once(
         (coded.name, id(coded.scale), "dynamic", float(steps.flat[0])),
         lambda: add_initializer(home_of(coded), f"{coded.name}_scale", steps),
     )
-    scale = _before(node, "Mul", [scale_x, scale_w], f"{name}_scales")
-    result = _before(node, "Mul", [floats, scale], f"{name}_product")
+    scale = before(node, "Mul", [scale_x, scale_w], f"{name}_scales")
+    result = before(node, "Mul", [floats, scale], f"{name}_product")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
-        result = _before(node, "Add", [result, _scaled(graph, bias, _number(node, "beta", 1.0))], f"{name}_sum")
-    _take_place(graph, node, result)
+        result = before(node, "Add", [result, scaled(graph, bias, number(node, "beta", 1.0))], f"{name}_sum")
+    take_place(graph, node, result)
 
 
 def _quantized(coded: Coded, pool: Pool, *, pack: bool) -> tuple[Value, Value, Value, Value, Value]:
@@ -77,9 +76,9 @@ def _quantized(coded: Coded, pool: Pool, *, pack: bool) -> tuple[Value, Value, V
     source = node.inputs[0]
     if source is None:
         raise ValueError(f"{node.name} reads no data")
-    if node.op_type == "Gemm" and _number(node, "transA", 0):
-        source = _transposed(node, graph, source, pool)
-    turned = node.op_type == "Gemm" and bool(_number(node, "transB", 0))
+    if node.op_type == "Gemm" and number(node, "transA", 0):
+        source = transposed(node, graph, source, pool)
+    turned = node.op_type == "Gemm" and bool(number(node, "transB", 0))
     matrix = np.ascontiguousarray(coded.codes.T) if turned else coded.codes
     home = home_of(coded)
     codes = pool.once((coded.name, id(coded.codes), "matrix", turned), lambda: constant_codes(coded, matrix, pack=pack))
@@ -92,13 +91,6 @@ def _quantized(coded: Coded, pool: Pool, *, pack: bool) -> tuple[Value, Value, V
     if producer is None:
         raise ValueError(f"nothing quantizes {source.name}")
     return codes, zero, data, producer.outputs[1], producer.outputs[2]
-
-
-def _transposed(reader: Node, graph: Graph, source: Value, pool: Pool) -> Value:
-    def make() -> Value:
-        return _before(reader, "Transpose", [source], f"{source.name}_transposed", {"perm": [1, 0]})
-
-    return pool.once((id(graph), source.name, "transposed"), make)
 
 
 def _quantize(reader: Node, graph: Graph, source: Value) -> Value:
@@ -158,33 +150,3 @@ def _spread(coded: Coded, pool: Pool) -> tuple[Value, Value]:
         return pool.once(key, lambda: add_initializer(home, f"{coded.name}_{name}", array))
 
     return repeated(coded.scale.scale, "scale"), repeated(coded.scale.zero_point.astype(coded.scale.dtype), "zero")
-
-
-def _scaled(graph: Graph, bias: Value, beta: float) -> Value:
-    array = constant_of(bias)
-    if beta == 1.0 or array is None:
-        return bias
-    return add_initializer(graph, f"{bias.name}_beta", (array * np.float32(beta)).astype(array.dtype))
-
-
-def _before(
-    reader: Node, operator: str, inputs: list[Value], name: str, attributes: Mapping[str, object] | None = None
-) -> Value:
-    made = make_node(operator, inputs, name=name, output=name, attributes=attributes)
-    insert_before(reader, made, graph_of(reader))
-    return made.outputs[0]
-
-
-def _take_place(graph: Graph, node: Node, result: Value) -> None:
-    """The result gets the place and the name of the node's."""
-    producer, name, old = result.producer(), node.name, node.outputs[0]
-    output_name = old.name
-    replace_value(graph, old, result)
-    old.name, result.name = f"{output_name}_float", output_name
-    graph.remove(node, safe=True)
-    if producer is not None:
-        producer.name = name
-
-
-def _number(node: Node, key: str, default: float) -> float:
-    return float(node.attributes[key].value) if key in node.attributes else default

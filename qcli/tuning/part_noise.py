@@ -11,7 +11,7 @@ from qcli.dataset import Sample
 from qcli.tuning.base import Base
 from qcli.tuning.parts import Network, Part
 from qcli.tuning.uniform import Uniform
-from qcli.tuning.ways import BLOCKS, DYNAMIC, STORED, WAYS
+from qcli.tuning.ways import BLOCKS, DYNAMIC, NBITS, STORED, WAYS
 
 _COMPARED = 6
 """Samples that noise is measured on: it ranks parts, whole candidates are measured on all samples."""
@@ -27,7 +27,7 @@ def noise_of(
     stored = [frozenset(switch for switch in (part.weights,) if switch is not None) for part in network.parts]
     columns = {0: alone, WAYS.index(STORED): _powers(simulation, stored, few, cores)[1]}
     for one in others:
-        if WAYS[one.way] in (DYNAMIC, BLOCKS):
+        if WAYS[one.way] in (DYNAMIC, NBITS, BLOCKS):
             columns[one.way] = _other_noise(base, network, one, few, cores)
     total = sum(alone)
     scale = whole / total if total else 1.0  # noise of several parts adds up but roughly

@@ -96,9 +96,9 @@ class _Kernels:
         self._table = table
         self.missing: set[KernelKey] = set()
 
-    def ms(self, part: Part, form: tuple[Mode, WeightForm]) -> float | None:
+    def ms(self, part: Part, form: tuple[Mode, WeightForm] | None) -> float | None:
         """The time of a part whose node computes so; None if the table does not know it."""
-        return self._time(self._nodes[part.key], form)
+        return None if form is None else self._time(self._nodes[part.key], form)
 
     def others(self, names: set[str]) -> float:
         """The time of all nodes that are not named, in float."""
@@ -113,14 +113,16 @@ class _Kernels:
         return self._table.ms(key)
 
 
-def _form(part: Part, plan: Plan) -> tuple[Mode, WeightForm]:
-    """How a part computes under a plan."""
+def _form(part: Part, plan: Plan) -> tuple[Mode, WeightForm] | None:
+    """How a part computes under a plan; None for a kernel that tables do not hold."""
     entries = [entry for entry in plan.entries if entry.site.node in part.names]
     weight = next((entry for entry in entries if entry.site.role is Role.WEIGHT), None)
     if weight is not None and weight.encoding != "qdq":
         name = choice_of(weight.encoding).name
         if name == "dynamic":
             return Mode.DYNAMIC, WeightForm()
+        if name != "weight_only":
+            return None
         return Mode.WEIGHT_ONLY, WeightForm(bits=weight.grid.bits or 8, block=weight.grid.block)
     if any(entry.site.role is Role.OUTPUT for entry in entries):
         return Mode.STATIC, WeightForm()

@@ -9,10 +9,12 @@ from glob import escape
 import msgspec
 
 from qcli.tuning.parts import Part
-from qcli.types import Grid, Match, Role, Rule
+from qcli.types import Grid, Match, Role, Rule, Spec
 
 _MATRICES = ("MatMul", "Gemm")
 _BLOCK = 32
+_EIGHT_BITS = 4
+"""The accuracy level of MatMulNBits that quantizes its inputs, in blocks as well."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Way:
         )
 
 
-def _of_weights(encoding: str, grid: Grid | None = None) -> tuple[Rule, ...]:
+def _of_weights(encoding: Spec, grid: Grid | None = None) -> tuple[Rule, ...]:
     """Weights in integers for a kernel that reads floats."""
     stored = Rule(match=Match(role=Role.WEIGHT), encoding=encoding, grid=grid)
     return (stored, Rule(match=Match(role=Role.INPUT), keep="float"))
@@ -46,13 +48,11 @@ RECIPE = Way("as the recipe says")
 STORED = Way("float, weights stored", _of_weights("weight_only"))
 UNTOUCHED = Way("float", (Rule(keep="float"),))
 DYNAMIC = Way("dynamic", _of_weights("dynamic"), _MATRICES)
-BLOCKS = Way(
-    "float, weights in blocks",
-    _of_weights("weight_only", Grid(format="int8", symmetric=True, granularity="block", block=_BLOCK)),
-    _MATRICES,
-)
+_IN_BLOCKS = Grid(format="int8", symmetric=True, granularity="block", block=_BLOCK)
+BLOCKS = Way("float, weights in blocks", _of_weights("weight_only", _IN_BLOCKS), _MATRICES)
+NBITS = Way("dynamic in blocks", _of_weights({"matmul_nbits": {"accuracy_level": _EIGHT_BITS}}, _IN_BLOCKS), _MATRICES)
 
-WAYS = (RECIPE, STORED, DYNAMIC, BLOCKS, UNTOUCHED)
+WAYS = (RECIPE, STORED, DYNAMIC, NBITS, BLOCKS, UNTOUCHED)
 """From here on a way is known by its number; the first is what every plan begins with."""
 
 
