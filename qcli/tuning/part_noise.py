@@ -17,6 +17,10 @@ _COMPARED = 6
 """Samples that noise is measured on: it ranks parts, whole candidates are measured on all samples."""
 
 
+_OF_BLOCKS = 0.5
+"""The noise of inputs quantized in blocks of 32, relative to that with one scale for all; measured on minilm."""
+
+
 def noise_of(
     base: Base, found: tuple[Network, Simulation], others: Sequence[Uniform], samples: Sequence[Sample], cores: int
 ) -> tuple[tuple[float, ...], ...]:
@@ -29,6 +33,10 @@ def noise_of(
     for one in others:
         if WAYS[one.way] in (DYNAMIC, NBITS, BLOCKS):
             columns[one.way] = _other_noise(base, network, one, few, cores)
+    within = [max(both - weights, 0.0) for both, weights in zip(alone, columns[WAYS.index(STORED)], strict=True)]
+    if WAYS.index(NBITS) in columns:  # whose inputs are quantized inside of the kernel, where nothing sees them
+        own = columns[WAYS.index(NBITS)]
+        columns[WAYS.index(NBITS)] = [a + _OF_BLOCKS * b for a, b in zip(own, within, strict=True)]
     total = sum(alone)
     scale = whole / total if total else 1.0  # noise of several parts adds up but roughly
     silent = [0.0] * len(network.parts)
