@@ -27,7 +27,7 @@ _MICROSOFT = "com.microsoft"
 
 
 class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """DynamicQuantizeLinear and MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM.
+    """DynamicQuantizeLinear and MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM, QAttention for Attention.
 
     The nodes stand in the pattern that onnxruntime joins into one kernel (DynamicQuantizeMatMul; MatMulIntegerToFloat
     where several products share their input). Activations are uint8 with one scale for each tensor. With `pack`,
@@ -47,6 +47,8 @@ class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         node = weights[0].node
         if node.op_type == "LSTM":
             _lstm(node, {coded.operand: coded for coded in weights}, pool, pack=self.pack)
+        elif node.op_type == "Attention":
+            _attention(weights[0], pool, pack=self.pack)
         else:
             _product(weights[0], pool, pack=self.pack)
 
@@ -57,18 +59,42 @@ def _product(coded: Coded, pool: Pool, *, pack: bool) -> None:
     codes, zero, data, scale_x, zero_x = _quantized(coded, pool, pack=pack)
     integers = _before(node, "MatMulInteger", [data, codes, zero_x, zero], f"{name}_integers")
     floats = _before(node, "Cast", [integers], f"{name}_cast", {"to": 1})
-    steps = coded.scale.scale * np.float32(_number(node, "alpha", 1.0))
-    steps = steps.reshape(()) if coded.scale.axis is None else steps
-    scale_w = pool.once(
-        (coded.name, id(coded.scale), "dynamic", float(steps.flat[0])),
-        lambda: add_initializer(home_of(coded), f"{coded.name}_scale", steps),
-    )
+    scale_w = _steps(coded, pool, _number(node, "alpha", 1.0))
     scale = _before(node, "Mul", [scale_x, scale_w], f"{name}_scales")
     result = _before(node, "Mul", [floats, scale], f"{name}_product")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
         result = _before(node, "Add", [result, _scaled(graph, bias, _number(node, "beta", 1.0))], f"{name}_sum")
     _take_place(graph, node, result)
+
+
+def _steps(coded: Coded, pool: Pool, factor: float = 1.0) -> Value:
+    """The scale of a matrix [K, N]: [N], or one number."""
+    steps = coded.scale.scale * np.float32(factor)
+    steps = steps.reshape(()) if coded.scale.axis is None else steps
+    return pool.once(
+        (coded.name, id(coded.scale), "dynamic", float(steps.flat[0])),
+        lambda: add_initializer(home_of(coded), f"{coded.name}_scale", steps),
+    )
+
+
+def _attention(coded: Coded, pool: Pool, *, pack: bool) -> None:
+    """Attention of data [batch, tokens, K] and a weight [K, 3 N] to QAttention; its products stay float."""
+    node, graph = coded.node, graph_of(coded.node)
+    codes, zero, data, scale_x, zero_x = _quantized(coded, pool, pack=pack)
+    bias, mask = (*node.inputs[2:4], None, None)[:2]
+    if bias is None:
+        bias = add_initializer(graph, f"{node.name}_bias", np.zeros(coded.codes.shape[1], np.float32))
+    made = make_node(
+        "QAttention",
+        [data, codes, bias, scale_x, _steps(coded, pool), mask, zero_x, zero],
+        name=f"{node.name}_quantized",
+        output=f"{node.outputs[0].name}_quantized",
+        attributes={key: item.value for key, item in node.attributes.items()},
+        domain=_MICROSOFT,
+    )
+    insert_before(node, made, graph)
+    _take_place(graph, node, made.outputs[0])
 
 
 def _quantized(coded: Coded, pool: Pool, *, pack: bool) -> tuple[Value, Value, Value, Value, Value]:
