@@ -20,6 +20,7 @@ from qcli.errors import InputError, NothingToDoError, ResourceError, RuntimeFail
 from qcli.files import scratch_folder
 from qcli.graph import Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
+from qcli.tracing import PROJECTING
 from qcli.latency import BUSY, NORMAL_EFFORT, Effort, Latency, measure
 from qcli.memory import Budget
 from qcli.node_costs import NodeCost, compare_nodes, dearer
@@ -301,6 +302,8 @@ def _kernel_facts(kernels: Kernels, reasons: Mapping[str, str], agreement: Agree
 
 
 def _reason(kernel: str) -> str:
+    if kernel in PROJECTING:
+        return f"{kernel} multiplies activations in float"
     return f"onnxruntime runs it as a float {kernel}" if kernel else "it is not among what onnxruntime runs"
 
 

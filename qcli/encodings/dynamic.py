@@ -20,6 +20,7 @@ from qcli.graph import (
     make_node,
     packed_opset,
     replace_value,
+    share_initializer,
 )
 from qcli.types import Array
 
@@ -27,11 +28,12 @@ _MICROSOFT = "com.microsoft"
 
 
 class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """DynamicQuantizeLinear and MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM, QAttention for Attention.
+    """MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM, QAttention for Attention.
 
     The nodes stand in the pattern that onnxruntime joins into one kernel (DynamicQuantizeMatMul; MatMulIntegerToFloat
-    where several products share their input). Activations are uint8 with one scale for each tensor. With `pack`,
-    weights of two to four bits are stored as such, behind a Cast to 8 bits that onnxruntime computes once.
+    where several products share their input). DynamicQuantizeLinear makes the codes of activations: uint8 with one
+    scale for each tensor. With `pack`, weights of two to four bits are stored as such, behind a Cast to 8 bits that
+    onnxruntime computes once.
     """
 
     pack: bool = True
@@ -84,7 +86,7 @@ def _attention(coded: Coded, pool: Pool, *, pack: bool) -> None:
     codes, zero, data, scale_x, zero_x = _quantized(coded, pool, pack=pack)
     bias, mask = (*node.inputs[2:4], None, None)[:2]
     if bias is None:
-        bias = add_initializer(graph, f"{node.name}_bias", np.zeros(coded.codes.shape[1], np.float32))
+        bias = share_initializer(home_of(coded), "no_bias", np.zeros(coded.codes.shape[1], np.float32))
     made = make_node(
         "QAttention",
         [data, codes, bias, scale_x, _steps(coded, pool), mask, zero_x, zero],

@@ -1,7 +1,7 @@
 """Recognizes attention as exporters write it: softmax(scale Q K' + mask) V for several heads at once.
 
-Q, K and V are [batch, heads, tokens, size]. They come from values [batch, tokens, heads * size] by Reshape and Transpose;
-from the parts of a Split; or, as timm writes it, from one Reshape and Transpose of all three and a Gather for each.
+Q, K and V are [batch, heads, tokens, size]. They come from values [batch, tokens, heads * size] by Reshape and
+Transpose, from the parts of a Split, or, as timm writes it, from one Reshape and Transpose and a Gather for each.
 Every value on the way has one reader, so that nothing else misses what is replaced. Source: Vaswani et al. 2017,
 "Attention Is All You Need", section 3.2.
 """
@@ -250,7 +250,9 @@ def _maker(value: Value | None) -> Node | None:
 
 
 def _turns(node: Node, order: tuple[int, ...]) -> bool:
-    return node.op_type == "Transpose" and "perm" in node.attributes and tuple(node.attributes["perm"].as_ints()) == order
+    return (
+        node.op_type == "Transpose" and "perm" in node.attributes and tuple(node.attributes["perm"].as_ints()) == order
+    )
 
 
 def _over_last_axis(softmax: Node, default: int) -> bool:

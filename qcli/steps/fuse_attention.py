@@ -1,10 +1,10 @@
-"""Self-attention that was exported in fifteen operators runs in one, whose weights onnxruntime can multiply as integers.
+"""Self-attention that was exported in fifteen operators runs in one, with an integer form in onnxruntime.
 
     softmax(scale Q K' + mask) V        with Q, K, V = x W + b
 
-becomes com.microsoft's Attention, which lays its results out for each head as it computes them: no Split, no Reshape and
-no Transpose passes over the tensors. With the encoding `dynamic` it becomes QAttention. Of onnxruntime's targets the CPU
-has both. Masks are taken where they are of BERT's form, (1 - m) c with an integer m of zeros and ones.
+becomes com.microsoft's Attention, which computes Q, K and V head by head: no Split, Reshape or Transpose passes over
+the tensors. The encoding `dynamic` makes QAttention of it. Both are onnxruntime's own, so the step is for the target
+`ort_cpu`. Masks are taken where they are of BERT's form, (1 - m) c with an integer m of zeros and ones.
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
@@ -27,6 +27,7 @@ from qcli.graph import (
     node_key,
     original_name,
     remove_node,
+    share_initializer,
 )
 from qcli.steps._attention import Found, Padding, Projection, find, padding, projection, same_size
 from qcli.steps._base import Step
@@ -88,10 +89,12 @@ def _joined(found: Found, projections: list[Projection]) -> list[Value | None] |
         return None
     if weight.shape[1] != 3 * width:
         return None
-    name = one.node.inputs[1].name if one.node.inputs[1] is not None else "weight"
-    kept = one.node.inputs[1] if weight is one.weight else None
-    bias = np.zeros(3 * width, np.float32) if bias is None else bias
-    return [kept or add_initializer(graph, f"{name}_qkv", weight), add_initializer(graph, f"{name}_qkv_bias", bias)]
+    source = one.node.inputs[1]
+    name = source.name if source is not None else "weight"
+    factor = source if weight is one.weight else add_initializer(graph, f"{name}_qkv", weight)
+    if bias is None:  # the CPU's kernel reads one, though the operator's schema says that it need not
+        return [factor, share_initializer(graph, f"no_bias_{3 * width}", np.zeros(3 * width, np.float32))]
+    return [factor, add_initializer(graph, f"{name}_qkv_bias", bias)]
 
 
 def _bias(item: Projection) -> Array:
@@ -130,7 +133,7 @@ def _as_int32(mask: Value, reader: Node, masks: dict[Value, Value]) -> Value:
 
 
 def _expanded(mask: Value, layer: Node) -> Value:
-    """The mask [batch, tokens], of which one value may stand for all batches or tokens, as large as the layer's data."""
+    """The mask [batch, tokens], of which one value may stand for all, made as large as the layer's data."""
     data = layer.inputs[0]
     if data is None or same_size(mask, data, 2):
         return mask
