@@ -20,7 +20,6 @@ from qcli.errors import InputError, NothingToDoError, ResourceError, RuntimeFail
 from qcli.files import scratch_folder
 from qcli.graph import Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
-from qcli.tracing import PROJECTING
 from qcli.latency import BUSY, NORMAL_EFFORT, Effort, Latency, measure
 from qcli.memory import Budget
 from qcli.node_costs import NodeCost, compare_nodes, dearer
@@ -39,6 +38,7 @@ from qcli.report import (
     size_of,
 )
 from qcli.runtime import Session, on_sample
+from qcli.tracing import PROJECTING
 from qcli.types import Array, Noun
 from qcli.watch import Watch
 
