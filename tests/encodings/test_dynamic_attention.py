@@ -28,7 +28,7 @@ def attention(
     width = 3 * heads * size
     made = node("Attention", reads, "y", domain=MICROSOFT, num_heads=heads, **attributes)
     weights = {"w": normal(0, inputs, width) / 4, "b": normal(1, width)}
-    proto = proto_of([made], {"x": ["batch", 5, inputs]}, {"y": None}, weights)
+    proto = proto_of([made], {"x": ["batch", 5, inputs]}, {"y": None}, weights, opset=21)
     if "m" in reads.split():
         proto.graph.input.append(helper.make_tensor_value_info("m", TensorProto.INT32, ["batch", 5]))
     proto.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
