@@ -17,7 +17,7 @@ from qcli.graph import Model, Node, concrete_shapes, normalize_graph, original_n
 from qcli.graph.optimized import OptimizedGraph, RuntimeNode, read_optimized
 from qcli.layers import RECURRENT, multiply_accumulates
 from qcli.runtime import Session
-from qcli.tracing import FAMILY_OF, match_nodes, running_weight, weight_shapes
+from qcli.tracing import FAMILY_OF, PROJECTING, match_nodes, running_weight, weight_shapes
 from qcli.types import Array, Noun
 
 _INTEGER = (
@@ -89,10 +89,11 @@ def count_kernels(optimized: OptimizedGraph, float_model: Model, feeds: Mapping[
     shapes = concrete_shapes(float_model, feeds)
     work = {node: work_of(node, shapes) for node in matches.pairs}
     total = sum(work.values())
-    covered = sum(work[node] for node, found in matches.pairs.items() if _all_integer(found))
+    covered = sum(work[node] for node, found in matches.pairs.items() if _all_integer(node, found))
     unknown = sum(work[node] for node, found in matches.pairs.items() if not found)
     covered += min(unknown, sum(_own_work(node, optimized) for node in matches.unmatched if is_integer(node)))
-    if integer == len(running) >= len(matches.pairs):  # as many as there were, and none of them in float
+    split = any(node.op in PROJECTING for node in running)
+    if integer == len(running) >= len(matches.pairs) and not split:  # as many as there were, and none of them in float
         covered = total
     if total == 0:  # nothing to weigh the nodes with
         total, covered = max(len(running), 1), integer
@@ -114,8 +115,13 @@ def is_integer(node: RuntimeNode) -> bool:
     return node.op in _INTEGER
 
 
-def _all_integer(running: list[RuntimeNode]) -> bool:
-    return bool(running) and all(is_integer(node) for node in running)
+def _all_integer(node: Node, running: list[RuntimeNode]) -> bool:
+    return bool(running) and all(_as_integers(node, item) for item in running)
+
+
+def _as_integers(node: Node, item: RuntimeNode) -> bool:
+    """True if a running node does the work of `node` on integers: of attention, the layers but not the products."""
+    return is_integer(item) and (item.op not in PROJECTING or any(weight_shapes(node)))
 
 
 def _counted(optimized: OptimizedGraph) -> dict[str, int]:
@@ -126,14 +132,14 @@ def _counted(optimized: OptimizedGraph) -> dict[str, int]:
 def _stayed_float(pairs: dict[Node, list[RuntimeNode]], work: dict[Node, int]) -> Iterator[FloatKernel]:
     total = sum(work.values())
     for node, running in pairs.items():
-        if _all_integer(running):
+        if _all_integer(node, running):
             continue
         output = next((value.name for value in node.outputs if value.name), "")
         yield FloatKernel(
             node=original_name(node) or output,
             output=output,
             op=node.op_type,
-            kernel=next((item.op for item in running if not is_integer(item)), ""),
+            kernel=next((item.op for item in running if not _as_integers(node, item)), ""),
             mac_share=work[node] / total if total else 0.0,
         )
 

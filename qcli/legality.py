@@ -59,6 +59,8 @@ def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
         return "no dynamic kernel takes weights in blocks"
     if np.iinfo(create("formats", grid.format).dtype).bits > _BYTE:
         return f"no dynamic kernel takes {grid.format} weights"
+    if node.op_type == "Attention" and node.domain == "com.microsoft":
+        return _attention(node, operands)
     if node.domain not in ("", "ai.onnx"):
         return f"operators of the domain '{node.domain}' have no dynamic form"
     if node.op_type == "LSTM":
@@ -74,6 +76,19 @@ def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
     plain = bias is None or node.op_type == "MatMul" or _float(node, "beta", 1.0) == 1.0
     return None if plain or constant_of(bias) is not None else "its bias is not constant"
 
+
+def _attention(node: Node, operands: Sequence[int]) -> str | None:
+    """QAttention reads data [batch, tokens, K], a weight [K, 3 N], a bias and a mask, and has one result."""
+    given = [index for index, value in enumerate(node.inputs) if value is not None]
+    if list(operands) != [1] or max(given) > _MASK or len(dimensions(node.inputs[0]) or ()) != 3:  # type: ignore[arg-type]
+        return "it reads more than data, a weight, a bias and a mask"
+    if len(node.outputs) > 1 or set(node.attributes) - {"num_heads", "scale", "mask_filter_value", "unidirectional"}:
+        return "QAttention has no second result, and queries, keys and values of one size"
+    return None if 2 not in given or constant_of(node.inputs[2]) is not None else "its bias is not constant"
+
+
+_MASK = 3
+"""The last operand of Attention that QAttention has too."""
 
 _BYTE = 8
 

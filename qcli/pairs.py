@@ -51,7 +51,7 @@ def kernel_rows(node: Node, weight: Array) -> Array | None:
     A convolution runs on channels-last data, kernel position by kernel position. None where nothing is paired: in
     depthwise convolutions, and in operators that run in float.
     """
-    if node.op_type not in ("Conv", "Gemm", "MatMul", "LSTM"):
+    if node.op_type not in ("Conv", "Gemm", "MatMul", "LSTM", "Attention"):
         return None
     if node.op_type == "LSTM":  # [directions, 4 * hidden, K]; both directions share a scale
         return np.moveaxis(weight, 1, 0).reshape(weight.shape[1], -1)

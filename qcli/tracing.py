@@ -64,6 +64,7 @@ def match_nodes(running: list[RuntimeNode], model: Model, optimized: OptimizedGr
             else:
                 rest.append(item)
         matches.unmatched = rest
+    _match_attention(matches, names, running, optimized)
     _match_by_size(matches, optimized)
     return matches
 
@@ -177,6 +178,39 @@ def _fits(node: Node, item: RuntimeNode, optimized: OptimizedGraph) -> bool:
         return False
     weight, expected = running_weight(item, optimized), next(weight_shapes(node), None)
     return weight is None or expected is None or prod(weight) == prod(expected)
+
+
+def _match_attention(matches: Matches, names: _Names, running: list[RuntimeNode], optimized: OptimizedGraph) -> None:
+    """Gives an Attention all that it does: the products that lead to its result, back to the layers with weights."""
+    for item in running:
+        product = next(iter(_exact_output(names, item)), None) if item.op in PROJECTING else None
+        behind = _back_to_layers(product) if product is not None else []
+        weights = sum(prod(shape) for node in behind for shape in weight_shapes(node))
+        if behind and weights == prod(optimized.weights.get(item.inputs[1], (0,))):
+            for node in behind:
+                if item not in matches.pairs[node]:
+                    matches.pairs[node].append(item)
+            matches.unmatched = [other for other in matches.unmatched if other is not item]
+
+
+PROJECTING = ("Attention", "QAttention")
+"""Operators that are layers with weights, and products of what these compute."""
+
+
+def _back_to_layers(product: Node) -> list[Node]:
+    """A product of two activations and the compute nodes in front of it, up to the first with weights on each way."""
+    found: dict[Node, None] = {}
+    ahead, seen = [product], {product}
+    while ahead:
+        node = ahead.pop()
+        if node.op_type in FAMILY_OF:
+            found[node] = None
+        if node.op_type not in FAMILY_OF or not any(weight_shapes(node)):
+            sources = [value.producer() for value in node.inputs if value is not None]
+            fresh = [source for source in dict.fromkeys(sources) if source is not None and source not in seen]
+            seen.update(fresh)
+            ahead += fresh
+    return list(found) if not any(weight_shapes(product)) else []
 
 
 def _match_by_size(matches: Matches, optimized: OptimizedGraph) -> None:

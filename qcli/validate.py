@@ -38,6 +38,7 @@ from qcli.report import (
     size_of,
 )
 from qcli.runtime import Session, on_sample
+from qcli.tracing import PROJECTING
 from qcli.types import Array, Noun
 from qcli.watch import Watch
 
@@ -301,6 +302,8 @@ def _kernel_facts(kernels: Kernels, reasons: Mapping[str, str], agreement: Agree
 
 
 def _reason(kernel: str) -> str:
+    if kernel in PROJECTING:
+        return f"{kernel} multiplies activations in float"
     return f"onnxruntime runs it as a float {kernel}" if kernel else "it is not among what onnxruntime runs"
 
 

@@ -32,7 +32,7 @@ def window_of(node: Node, most: int) -> Window | None:
     if node.op_type in ("Conv", "ConvTranspose"):
         rank = len(dimensions(node.inputs[0]) or ()) if node.inputs[0] is not None else 0
         return _convolution(node, weight.shape, most) if rank == len(weight.shape) > 2 else None
-    if node.op_type in ("Gemm", "MatMul") and weight.ndim == 2 and not _switch(node, "transA"):
+    if node.op_type in ("Gemm", "MatMul", "Attention") and weight.ndim == 2 and not _switch(node, "transA"):
         return Window(blocks=-(-reads_of(node, weight.shape, Window()) // most))
     return None
 

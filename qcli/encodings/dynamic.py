@@ -19,6 +19,7 @@ from qcli.graph import (
     make_node,
     packed_opset,
     replace_value,
+    share_initializer,
 )
 from qcli.types import Array
 
@@ -26,11 +27,12 @@ _MICROSOFT = "com.microsoft"
 
 
 class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """DynamicQuantizeLinear and MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM.
+    """MatMulInteger for MatMul and Gemm, DynamicQuantizeLSTM for LSTM, QAttention for Attention.
 
     The nodes stand in the pattern that onnxruntime joins into one kernel (DynamicQuantizeMatMul; MatMulIntegerToFloat
-    where several products share their input). Activations are uint8 with one scale for each tensor. With `pack`,
-    weights of two to four bits are stored as such, behind a Cast to 8 bits that onnxruntime computes once.
+    where several products share their input). DynamicQuantizeLinear makes the codes of activations: uint8 with one
+    scale for each tensor. With `pack`, weights of two to four bits are stored as such, behind a Cast to 8 bits that
+    onnxruntime computes once.
     """
 
     pack: bool = True
@@ -46,6 +48,8 @@ class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         node = weights[0].node
         if node.op_type == "LSTM":
             _lstm(node, {coded.operand: coded for coded in weights}, pool, pack=self.pack)
+        elif node.op_type == "Attention":
+            _attention(weights[0], pool, pack=self.pack)
         else:
             _product(weights[0], pool, pack=self.pack)
 
@@ -56,18 +60,42 @@ def _product(coded: Coded, pool: Pool, *, pack: bool) -> None:
     codes, zero, data, scale_x, zero_x = _quantized(coded, pool, pack=pack)
     integers = before(node, "MatMulInteger", [data, codes, zero_x, zero], f"{name}_integers")
     floats = before(node, "Cast", [integers], f"{name}_cast", {"to": 1})
-    steps = coded.scale.scale * np.float32(number(node, "alpha", 1.0))
-    steps = steps.reshape(()) if coded.scale.axis is None else steps
-    scale_w = pool.once(
-        (coded.name, id(coded.scale), "dynamic", float(steps.flat[0])),
-        lambda: add_initializer(home_of(coded), f"{coded.name}_scale", steps),
-    )
+    scale_w = _steps(coded, pool, number(node, "alpha", 1.0))
     scale = before(node, "Mul", [scale_x, scale_w], f"{name}_scales")
     result = before(node, "Mul", [floats, scale], f"{name}_product")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
         result = before(node, "Add", [result, scaled(graph, bias, number(node, "beta", 1.0))], f"{name}_sum")
     take_place(graph, node, result)
+
+
+def _steps(coded: Coded, pool: Pool, factor: float = 1.0) -> Value:
+    """The scale of a matrix [K, N]: [N], or one number."""
+    steps = coded.scale.scale * np.float32(factor)
+    steps = steps.reshape(()) if coded.scale.axis is None else steps
+    return pool.once(
+        (coded.name, id(coded.scale), "dynamic", float(steps.flat[0])),
+        lambda: add_initializer(home_of(coded), f"{coded.name}_scale", steps),
+    )
+
+
+def _attention(coded: Coded, pool: Pool, *, pack: bool) -> None:
+    """Attention of data [batch, tokens, K] and a weight [K, 3 N] to QAttention; its products stay float."""
+    node, graph = coded.node, graph_of(coded.node)
+    codes, zero, data, scale_x, zero_x = _quantized(coded, pool, pack=pack)
+    bias, mask = (*node.inputs[2:4], None, None)[:2]
+    if bias is None:
+        bias = share_initializer(home_of(coded), "no_bias", np.zeros(coded.codes.shape[1], np.float32))
+    made = make_node(
+        "QAttention",
+        [data, codes, bias, scale_x, _steps(coded, pool), mask, zero_x, zero],
+        name=f"{node.name}_quantized",
+        output=f"{node.outputs[0].name}_quantized",
+        attributes={key: item.value for key, item in node.attributes.items()},
+        domain=_MICROSOFT,
+    )
+    insert_before(node, made, graph)
+    take_place(graph, node, made.outputs[0])
 
 
 def _quantized(coded: Coded, pool: Pool, *, pack: bool) -> tuple[Value, Value, Value, Value, Value]:

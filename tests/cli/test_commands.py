@@ -107,7 +107,7 @@ def test_plan_shows_sites_and_reasons(run: Run) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert "because" in outcome.out
     assert "int8 rules[0]" in outcome.out
-    assert "Softmax" in outcome.out.partition("stays float")[2]
+    assert "LayerNormalization" in outcome.out.partition("stays float")[2]
 
 
 def test_plan_as_yaml_and_json(run: Run, mlp: Path) -> None:
