@@ -176,6 +176,22 @@ def ablation(
 
 
 @app.command()
+def tuning(
+    zoo: ZooOption = None,
+    models: ModelsOption = None,
+    time_limit: Annotated[float, typer.Option("--time-limit", metavar="S", help="Seconds for each search.")] = 300.0,
+    json: JsonOption = None,
+) -> None:
+    """What `qcli tune` reaches within limits on the models of a zoo, as a Markdown table."""
+    from benchmarks.tuning import measure_tuning, tuning_markdown
+
+    _prepare(json)
+    names = [name.strip() for name in models.split(",") if name.strip()] if models else None
+    report = measure_tuning(required_zoo(zoo), names, time_limit, lambda report: _write(report, json))
+    sys.stdout.write(tuning_markdown(report))
+
+
+@app.command()
 def backend(
     presets: Annotated[str | None, typer.Option(metavar="A,B", help="Only these.", show_default=False)] = None,
     part: Annotated[int, typer.Option(metavar="N", min=1, help="Only every N-th model.")] = 1,

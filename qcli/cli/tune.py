@@ -99,7 +99,7 @@ def tune(
     from qcli.tuning.nouns import Limits, TuneJob, objective_of, strategy_of
     from qcli.tuning.work import tune as work
 
-    first, *more = recipes or ("int8", "int8-weights", "int8-transformer")
+    first, *more = recipes or ("int8", "int8-weights", "int8-transformer", "int8-accurate")
     job = TuneJob(
         model=model,
         recipe=first,

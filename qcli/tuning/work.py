@@ -155,6 +155,8 @@ class _Search:
         """A recipe as `quantize` follows it."""
         self._watch.phase(f"settle {recipe}")
         base = settle(self._job, recipe, self._watch, self._shard)
+        if any(_same(base, other) for other in self._bases.values()):
+            return
         self._bases[recipe] = base
         foretold = None
         if self._table is not None:
@@ -311,3 +313,9 @@ class _Search:
         except UsageError as error:
             self._watch.warn(f"the result has no value of the metric on the evaluation samples: {error.message}")
             return report, None
+
+
+def _same(one: Base, other: Base) -> bool:
+    """Two recipes can come to the same model and plan: what one needs, this network lacks."""
+    entries = [[msgspec.structs.replace(entry, because="") for entry in base.plan.entries] for base in (one, other)]
+    return entries[0] == entries[1] and one.prepared.model.digest() == other.prepared.model.digest()
