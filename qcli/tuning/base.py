@@ -24,6 +24,9 @@ from qcli.tuning.nouns import Candidate, TuneJob
 from qcli.types import Entry, Plan, Role, Rule, Spec
 from qcli.watch import Watch
 
+NOTHING = (Rule(keep="float"),)
+"""The rules of the candidate that is the prepared model, with nothing quantized."""
+
 
 @dataclass
 class Base:
@@ -64,7 +67,10 @@ def settle(job: TuneJob, recipe: str, watch: Watch, shard: tuple[int, int] | Non
 
 
 def build(base: Base, candidate: Candidate, job: QuantizeJob, watch: Watch) -> Built | None:
-    """The model of a candidate; None if its rules leave nothing to quantize."""
+    """The model of a candidate; None if its rules leave nothing to quantize, unless that is all they say."""
+    if candidate.rules == NOTHING:
+        plan = msgspec.structs.replace(base.plan, entries=(), ties=(), kept_float=())
+        return Built(base.prepared.model.copy(), plan)
     solved = replanned(base, candidate.rules, job, watch)
     return None if solved is None else Built(apply_plan(base.prepared.model, *solved), solved.plan)
 

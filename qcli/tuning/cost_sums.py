@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from qcli.tuning.front import IMPOSSIBLE, Prices
 from qcli.tuning.nouns import Objective
@@ -55,20 +56,34 @@ class Costs(Noun, frozen=True, kw_only=True):
         )
         return Prices(own, self.noise, {pair: of_ms * cost for pair, cost in self.borders.items()})
 
-    def corrected(self, ways: Sequence[int], whole: float) -> float:
-        """The time of a plan, where `whole` was measured for the plan with all parts in the first way.
-
-        Profiles of small kernels are off, all of them alike: the line through that plan and the float model is right
-        for both.
-        """
-        own, first = self.time(ways), self.time((0,) * len(ways))
-        slope = (whole - 1) / (first - 1) if abs(first - 1) > _TELLING else 1.0
-        return whole + min(max(slope, _FLATTEST), _STEEPEST) * (own - first)
-
     def time(self, ways: Sequence[int]) -> float:
-        """The time of a whole plan as a multiple of the float model's."""
+        """The time of a whole plan as a multiple of the prepared float model's."""
         own = sum(times[way] or 0.0 for times, way in zip(self.ms, ways, strict=True))
         own += sum(cost for (one, other), cost in self.borders.items() if (ways[one] == 0) != (ways[other] == 0))
         share = sum(way == 0 for way in ways) / max(len(ways), 1)
         rest = self.rest[1] + (self.rest[0] - self.rest[1]) * share
         return (own + rest) / max(self.float_ms, 1e-9)
+
+
+class Ends(NamedTuple):
+    """Measured times relative to the float model's: of the recipe as it is, and of the prepared model in float."""
+
+    whole: float
+    plain: float
+
+
+class Corrected(NamedTuple):
+    """Costs whose times are drawn to the two plans that were measured.
+
+    Profiles of small kernels are off, all of them alike: the line through both ends is right for both.
+    """
+
+    costs: Costs
+    ends: Ends
+
+    def time(self, ways: Sequence[int]) -> float:
+        """The time of a whole plan as a multiple of the float model's as it was given."""
+        own, first = self.costs.time(ways), self.costs.time((0,) * len(ways))
+        whole, plain = self.ends
+        slope = (plain - whole) / (1 - first) if abs(1 - first) > _TELLING else plain
+        return whole + min(max(slope, _FLATTEST * plain), _STEEPEST * plain) * (own - first)

@@ -12,7 +12,7 @@ from math import inf, prod
 from typing import NamedTuple
 
 from qcli.errors import UsageError
-from qcli.tuning.cost_sums import Costs
+from qcli.tuning.cost_sums import Corrected
 from qcli.tuning.front import Division, cheaper, everything, foretold, greedy, steps_between
 from qcli.tuning.limits import is_accurate, is_kept, margin
 from qcli.tuning.nouns import Candidate, Limits, Objective, Outcome, Strategy
@@ -41,13 +41,13 @@ class Aim(NamedTuple):
 
 
 class PartSearch:
-    """A search among the divisions of one recipe's network; `whole` is what came of the recipe as it is."""
+    """A search among the divisions of one recipe's network."""
 
-    def __init__(self, whole: Outcome, network: Network, costs: Costs, aim: Aim) -> None:
-        self._whole = whole
+    def __init__(self, recipe: str, network: Network, corrected: Corrected, aim: Aim) -> None:
+        self._recipe = recipe
         self._network = network
-        self._costs = costs
-        self._prices = costs.prices(aim.objective)
+        self._corrected = corrected
+        self._prices = corrected.costs.prices(aim.objective)
         self._aim = aim
 
     def run(self, attempt: Try) -> Iterator[Outcome]:
@@ -128,10 +128,10 @@ class PartSearch:
 
     def _candidate(self, division: Division) -> Candidate:
         return Candidate(
-            recipe=self._whole.candidate.recipe,
+            recipe=self._recipe,
             why=told(division.ways),
             rules=rules_for(self._network.parts, division.ways),
-            foretold=self._costs.corrected(division.ways, 1 / self._whole.speedup),
+            foretold=self._corrected.time(division.ways),
         )
 
     def _is_good(self, outcome: Outcome) -> bool:

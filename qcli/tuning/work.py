@@ -20,8 +20,8 @@ from qcli.pipeline import threads_of
 from qcli.recipe import load_recipe
 from qcli.report import Report, environment, file_facts
 from qcli.side_by_side import CompareJob, compare_models
-from qcli.tuning.base import Base, Built, build, settle
-from qcli.tuning.cost_sums import Costs
+from qcli.tuning.base import NOTHING, Base, Built, build, settle
+from qcli.tuning.cost_sums import Corrected, Costs, Ends
 from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.doubts import doubts
 from qcli.tuning.files import standing, tune_writer, write_plan, write_tuning
@@ -99,6 +99,8 @@ class _Search:
             except NothingToDoError:
                 if not self.outcomes:
                     raise
+        for base in islice(self._bases.values(), 1):
+            self._plain(base)
         for base in self._promising():
             self._divide(base)
 
@@ -227,10 +229,20 @@ class _Search:
             return
         self._watch.phase("measure parts")
         network, costs = self._network(base)
+        whole = self._wholes()[base.name]
+        ends = Ends(whole.time, self._plain(base))
         aim = Aim(self._job.limits, self._job.objective, self._job.search, self._job.jobs)
-        for _ in PartSearch(self._wholes()[base.name], network, costs, aim).run(self._try):
+        for _ in PartSearch(base.name, network, Corrected(costs, ends), aim).run(self._try):
             if not self._time_left():
                 return
+
+    def _plain(self, base: Base) -> float:
+        """The time of the prepared model with nothing quantized, relative to the float model's as it was given.
+
+        Preparation alone can be worth more than integers, where onnxruntime cannot fold what a model leaves open.
+        """
+        [plain] = self._try([Candidate(recipe=base.name, why="prepared, in float", rules=NOTHING, foretold=1.0)])
+        return plain.time if plain is not None else 1.0
 
     def _network(self, base: Base) -> tuple[Network, Costs]:
         """A recipe's parts and what they cost; measured once, so that a search that goes on sees the same front."""
@@ -261,11 +273,14 @@ class _Search:
         return costs
 
     def _foretell_wholes(self) -> None:
-        """Adds what the costs of its parts foretell to each recipe that was tried as it is."""
+        """Adds what the profile of its parts foretells to each recipe that was tried as it is."""
+        plain = {one.candidate.recipe: one.time for one in self.outcomes if one.candidate.rules == NOTHING}
         for number, one in enumerate(self.outcomes):
-            if one.candidate.foretold is None and one.candidate.recipe in self._costs:
-                network, costs = self._costs[one.candidate.recipe]
-                candidate = msgspec.structs.replace(one.candidate, foretold=costs.time((0,) * len(network.parts)))
+            recipe = one.candidate.recipe
+            if one.candidate.foretold is None and recipe in self._costs and recipe in plain:
+                network, costs = self._costs[recipe]
+                time = costs.time((0,) * len(network.parts)) * plain[recipe]
+                candidate = msgspec.structs.replace(one.candidate, foretold=time)
                 self.outcomes[number] = msgspec.structs.replace(one, candidate=candidate)
 
     def _time_left(self) -> bool:

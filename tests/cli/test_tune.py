@@ -53,7 +53,10 @@ def test_quiet_says_the_result_alone(run: Run, mlp: Path, calib: Path) -> None:
 def test_too_little_time_is_said(run: Run, mlp: Path, calib: Path) -> None:
     outcome = run("tune", mlp, "-d", calib, "-o", "best.onnx", *SOON)
     assert outcome.code == 0
-    assert "warning: the time limit of 0.01 s was over before int8-weights, int8-transformer and int8-accurate were" in outcome.err
+    assert (
+        "warning: the time limit of 0.01 s was over before int8-weights, int8-transformer and int8-accurate were"
+        in outcome.err
+    )
 
 
 @pytest.mark.parametrize(("encoding", "drawn"), [("ascii", "|"), ("utf-8", "│")])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import SAMPLE_MODELS
 
-from qcli.tuning.base import Base, build, settle
-from qcli.tuning.cost_sums import Costs
+from qcli.tuning.base import NOTHING, Base, build, settle
+from qcli.tuning.cost_sums import Corrected, Costs, Ends
 from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.nouns import Candidate, TuneJob
 from qcli.tuning.parts import Network, without
@@ -69,8 +69,9 @@ def test_the_time_of_the_whole_is_that_of_its_profile(tmp_path: Path) -> None:
     assert 0 < costs.time((0,) * len(network.parts)) < 20
 
 
-@pytest.mark.parametrize("whole", [0.4, 0.8, 1.1])
-def test_corrected_by_what_was_measured(whole: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("plain", [1.0, 0.45])
+@pytest.mark.parametrize("whole", [0.2, 0.4, 0.8, 1.1])
+def test_corrected_by_what_was_measured(whole: float, plain: float) -> None:
     ways = 2
     costs = Costs(
         ms=((1.0, 2.0),) * 4,
@@ -82,9 +83,10 @@ def test_corrected_by_what_was_measured(whole: float, tmp_path: Path) -> None:
         float_bytes=16.0,
     )
     assert costs.time((0,) * 4) == 0.5 and costs.time((1,) * 4) == 1.0
-    assert costs.corrected((0,) * 4, whole) == whole
-    slope = min(max((whole - 1) / (0.5 - 1), 0.5), 2.0)
-    assert costs.corrected((0, 0, 1, 1), whole) == pytest.approx(whole + slope * (costs.time((0, 0, 1, 1)) - 0.5))
+    fixed = Corrected(costs, Ends(whole, plain))
+    assert fixed.time((0,) * 4) == whole
+    slope = min(max((plain - whole) / 0.5, 0.5 * plain), 2.0 * plain)
+    assert fixed.time((0, 0, 1, 1)) == pytest.approx(whole + slope * (costs.time((0, 0, 1, 1)) - 0.5))
     small, fast = costs.prices("size"), costs.prices("latency")
     assert small.own[0][0] == pytest.approx(1.0, abs=0.01) and fast.own[0][0] == pytest.approx(1.125)
     assert len(fast.own[0]) == ways
@@ -103,9 +105,10 @@ def test_a_candidate_takes_over_what_its_base_learned(taken: int, tmp_path: Path
     assert same, "the rest is as it was"
 
 
-def test_rules_that_leave_nothing_give_no_model(tmp_path: Path) -> None:
-    from qcli.types import Match, Rule
-
+def test_rules_that_leave_nothing_give_no_model_unless_that_is_all_they_say(tmp_path: Path) -> None:
     job, base, _, _ = made("int8-minmax", tmp_path)
-    nothing = Candidate(recipe="int8-minmax", why="", rules=(Rule(match=Match(), keep="float"),))
+    nothing = Candidate(recipe="int8-minmax", why="", rules=(*NOTHING, *NOTHING))
     assert build(base, nothing, job, Watch()) is None
+    plain = build(base, Candidate(recipe="int8-minmax", why="", rules=NOTHING), job, Watch())
+    assert plain is not None and plain.plan.entries == ()
+    assert plain.model.digest() == base.prepared.model.digest()
