@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from qcli.tuning.front import IMPOSSIBLE, Prices
 from qcli.tuning.nouns import Objective
@@ -65,25 +64,30 @@ class Costs(Noun, frozen=True, kw_only=True):
         return (own + rest) / max(self.float_ms, 1e-9)
 
 
-class Ends(NamedTuple):
-    """Measured times relative to the float model's: of the recipe as it is, and of the prepared model in float."""
+class Corrected:
+    """Costs whose times are drawn to plans that were measured, relative to the float model as it was given.
 
-    whole: float
-    plain: float
-
-
-class Corrected(NamedTuple):
-    """Costs whose times are drawn to the two plans that were measured.
-
-    Profiles of small kernels are off, all of them alike: the line through both ends is right for both.
+    Profiles of small kernels are off, all of them alike: the line through the recipe as it is (`whole`) and the prepared
+    model in float (`plain`) says by how much. From the measured plan with the fewest parts in other ways on, only
+    differences are foretold.
     """
 
-    costs: Costs
-    ends: Ends
+    def __init__(self, costs: Costs, whole: float, plain: float) -> None:
+        self.costs = costs
+        self._measured: dict[tuple[int, ...], float] = {(0,) * len(costs.ms): whole}
+        first = costs.time((0,) * len(costs.ms))
+        slope = (plain - whole) / (1 - first) if abs(1 - first) > _TELLING else plain
+        self._slope = min(max(slope, _FLATTEST * plain), _STEEPEST * plain)
+
+    def note(self, ways: Sequence[int], time: float) -> None:
+        """A plan that was measured."""
+        self._measured[tuple(ways)] = time
 
     def time(self, ways: Sequence[int]) -> float:
-        """The time of a whole plan as a multiple of the float model's as it was given."""
-        own, first = self.costs.time(ways), self.costs.time((0,) * len(ways))
-        whole, plain = self.ends
-        slope = (plain - whole) / (1 - first) if abs(1 - first) > _TELLING else plain
-        return whole + min(max(slope, _FLATTEST * plain), _STEEPEST * plain) * (own - first)
+        """The time of a whole plan."""
+
+        def apart(other: Sequence[int]) -> int:
+            return sum(one != another for one, another in zip(ways, other, strict=True))
+
+        near = min(self._measured, key=apart)
+        return self._measured[near] + self._slope * (self.costs.time(ways) - self.costs.time(near))

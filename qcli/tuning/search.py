@@ -124,6 +124,9 @@ class PartSearch:
 
     def _tried(self, divisions: Sequence[Division], attempt: Try) -> list[Found]:
         outcomes = attempt([self._candidate(division) for division in divisions])
+        for division, outcome in zip(divisions, outcomes, strict=True):
+            if outcome is not None:
+                self._corrected.note(division.ways, outcome.time)
         return [(one, outcome) for one, outcome in zip(divisions, outcomes, strict=True) if outcome is not None]
 
     def _candidate(self, division: Division) -> Candidate:

@@ -21,7 +21,7 @@ from qcli.recipe import load_recipe
 from qcli.report import Report, environment, file_facts
 from qcli.side_by_side import CompareJob, compare_models
 from qcli.tuning.base import NOTHING, Base, Built, build, settle
-from qcli.tuning.cost_sums import Corrected, Costs, Ends
+from qcli.tuning.cost_sums import Corrected, Costs
 from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.doubts import doubts
 from qcli.tuning.files import standing, tune_writer, write_plan, write_tuning
@@ -230,9 +230,9 @@ class _Search:
         self._watch.phase("measure parts")
         network, costs = self._network(base)
         whole = self._wholes()[base.name]
-        ends = Ends(whole.time, self._plain(base))
+        corrected = Corrected(costs, whole.time, self._plain(base))
         aim = Aim(self._job.limits, self._job.objective, self._job.search, self._job.jobs)
-        for _ in PartSearch(base.name, network, Corrected(costs, ends), aim).run(self._try):
+        for _ in PartSearch(base.name, network, corrected, aim).run(self._try):
             if not self._time_left():
                 return
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import SAMPLE_MODELS
 
 from qcli.tuning.base import NOTHING, Base, build, settle
-from qcli.tuning.cost_sums import Corrected, Costs, Ends
+from qcli.tuning.cost_sums import Corrected, Costs
 from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.nouns import Candidate, TuneJob
 from qcli.tuning.parts import Network, without
@@ -83,10 +83,14 @@ def test_corrected_by_what_was_measured(whole: float, plain: float) -> None:
         float_bytes=16.0,
     )
     assert costs.time((0,) * 4) == 0.5 and costs.time((1,) * 4) == 1.0
-    fixed = Corrected(costs, Ends(whole, plain))
+    fixed = Corrected(costs, whole, plain)
     assert fixed.time((0,) * 4) == whole
     slope = min(max((plain - whole) / 0.5, 0.5 * plain), 2.0 * plain)
     assert fixed.time((0, 0, 1, 1)) == pytest.approx(whole + slope * (costs.time((0, 0, 1, 1)) - 0.5))
+    fixed.note((0, 1, 1, 1), 0.7)
+    assert fixed.time((0, 1, 1, 1)) == 0.7
+    nearer = 0.7 + slope * (costs.time((1, 1, 1, 1)) - costs.time((0, 1, 1, 1)))
+    assert fixed.time((1, 1, 1, 1)) == pytest.approx(nearer)
     small, fast = costs.prices("size"), costs.prices("latency")
     assert small.own[0][0] == pytest.approx(1.0, abs=0.01) and fast.own[0][0] == pytest.approx(1.125)
     assert len(fast.own[0]) == ways
