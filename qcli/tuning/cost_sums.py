@@ -67,8 +67,8 @@ class Costs(Noun, frozen=True, kw_only=True):
 class Corrected:
     """Costs whose times are drawn to plans that were measured, relative to the float model as it was given.
 
-    Profiles of small kernels are off, all of them alike: the line through the recipe as it is (`whole`) and the prepared
-    model in float (`plain`) says by how much. From the measured plan with the fewest parts in other ways on, only
+    Profiles of small kernels are off, all of them alike: the line through the recipe as it is (`whole`) and the
+    prepared model in float (`plain`) says by how much. From the measured plan with the fewest parts in other ways on, only
     differences are foretold.
     """
 
