@@ -39,6 +39,8 @@ from qcli.watch import Watch
 _SAMPLES = 8
 """That parts are measured on."""
 
+_FAR_SLOWER = 0.75
+
 
 def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
     """The best plan that keeps the limits, found within the time; the model is written as soon as there is one.
@@ -208,14 +210,19 @@ class _Search:
             self._save(made)
 
     def _promising(self) -> Iterator[Base]:
-        """Accurate recipes first, the fastest of them first; then the others, the most accurate first."""
-        whole = self._wholes()
-        limits = self._job.limits
+        """The recipes whose parts are worth a search, the most promising first.
 
-        def rank(base: Base) -> tuple[bool, float]:
+        What is far slower than the fastest as it is will not be the fastest with parts in other ways. Of the others,
+        accurate ones come first, the fastest of them first, then those that lack least.
+        """
+        whole = self._wholes()
+        limits, fastest = self._job.limits, max(one.speedup for one in whole.values())
+
+        def rank(base: Base) -> tuple[bool, bool, float]:
             outcome = whole[base.name]
             accurate = is_accurate(outcome, limits)
-            return (not accurate, -outcome.speedup if accurate else -outcome.sqnr)
+            slow = self._job.objective == "latency" and outcome.speedup < _FAR_SLOWER * fastest
+            return (slow, not accurate, -outcome.speedup if accurate else -outcome.sqnr)
 
         divisible = (base for base in self._bases.values() if base.name in whole and base.computes())
         return iter(sorted(divisible, key=rank))
