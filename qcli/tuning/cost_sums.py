@@ -68,8 +68,8 @@ class Corrected:
     """Costs whose times are drawn to plans that were measured, relative to the float model as it was given.
 
     Profiles of small kernels are off, all of them alike: the line through the recipe as it is (`whole`) and the
-    prepared model in float (`plain`) says by how much. From the measured plan with the fewest parts in other ways on, only
-    differences are foretold.
+    prepared model in float (`plain`) says by how much. From the measured plan with the fewest parts in other ways on,
+    only differences are foretold.
     """
 
     def __init__(self, costs: Costs, whole: float, plain: float) -> None:
