@@ -34,7 +34,7 @@ def constants_in(path: Path) -> int:
 
 @pytest.mark.parametrize("name", ["cnn", "mlp", "transformer"])
 def test_as_the_file_has_it(name: str, tmp_path: Path) -> None:
-    """The constants of all parts, and the others as they were, are what the file holds, but for scales of activations."""
+    """Constants of parts, and the others as they were, are what the file holds, but for scales of activations."""
     job, base = settled(tmp_path, name, "int8-minmax")
     found, model = network(base), base.prepared.model
     rest = float_bytes(model) - sum(plan_bytes(model, found.parts, None))
