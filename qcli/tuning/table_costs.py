@@ -20,6 +20,7 @@ from qcli.tuning.costs import bytes_of, crossings, outer, static_parts
 from qcli.tuning.nouns import TuneJob
 from qcli.tuning.part_noise import noise_of
 from qcli.tuning.parts import Network, Part
+from qcli.tuning.stored_bytes import float_bytes
 from qcli.tuning.uniform import Uniform
 from qcli.tuning.ways import UNTOUCHED, WAYS
 from qcli.types import Plan, Role
@@ -68,7 +69,7 @@ def foretold_costs(
         crossings=crossings(network, static, rates),
         rest=(rest, rest),
         float_ms=usual + rest,
-        float_bytes=1.0,
+        float_bytes=float(float_bytes(base.prepared.model)),
     )
     return costs, len(kernels.missing)
 

@@ -91,14 +91,16 @@ class _Search:
         """Whole recipes, then parts of those that are accurate and fast, or may become so."""
         if self._table is None:
             self._start()
+        nothing: NothingToDoError | None = None
         for recipe in dict.fromkeys((self._job.recipe, *self._job.recipes)):
             if len(self.outcomes) > 1 and not self._time_left():
                 return
             try:
                 self._whole(recipe)
-            except NothingToDoError:
-                if not self.outcomes:
-                    raise
+            except NothingToDoError as error:
+                nothing = error
+        if nothing is not None and not self.outcomes:
+            raise nothing
         for base in self._promising():
             self._divide(base)
 
@@ -303,6 +305,7 @@ class _Search:
             evaluation=job.evaluation or job.calibration,
             labels=job.labels,
             threads=job.threads,
+            latency=job.cost_table is None,
             max_memory=job.max_memory,
         )
         report = compare_models(compared, Watch(on_progress=self._watch.on_progress))
