@@ -118,7 +118,7 @@ def _form(part: Part, plan: Plan) -> tuple[Mode, WeightForm] | None:
     """How a part computes under a plan; None for a kernel that tables do not hold."""
     entries = [entry for entry in plan.entries if entry.site.node in part.names]
     weight = next((entry for entry in entries if entry.site.role is Role.WEIGHT), None)
-    if weight is not None and weight.encoding != "qdq":
+    if weight is not None and choice_of(weight.encoding).name != "qdq":
         name = choice_of(weight.encoding).name
         if name == "dynamic":
             return Mode.DYNAMIC, WeightForm()
@@ -127,7 +127,7 @@ def _form(part: Part, plan: Plan) -> tuple[Mode, WeightForm] | None:
         return Mode.WEIGHT_ONLY, WeightForm(bits=weight.grid.bits or 8, block=weight.grid.block)
     if any(entry.site.role is Role.OUTPUT for entry in entries):
         return Mode.STATIC, WeightForm()
-    reads = any(entry.site.role is Role.INPUT for entry in entries)
+    reads = weight is not None or any(entry.site.role is Role.INPUT for entry in entries)
     return (Mode.STATIC_FLOAT_RESULT if reads else Mode.FLOAT), WeightForm()
 
 
