@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
@@ -95,17 +95,18 @@ class Workers:
     def accuracies(self, paths: Sequence[Path]) -> list[Judged | None]:
         """Of models in files, as many at once as there are processes. The order is that of `paths`."""
         found: list[Judged | None] = []
-        with ThreadPoolExecutor(len(self._workers)) as pool:
+        with ThreadPoolExecutor(len(self._workers)) as pool, ExitStack() as unfinished:
+            unfinished.callback(self._end)  # an interrupt does not wait for what is no longer wanted
             for start in range(0, len(paths), len(self._workers)):
                 some = paths[start : start + len(self._workers)]
                 asked = [pool.submit(worker.accuracy, path) for worker, path in zip(self._workers, some, strict=False)]
-                try:
-                    found += [one.result() for one in asked]
-                except BaseException:  # an interrupt does not wait for what is no longer wanted
-                    for worker in self._workers:
-                        worker.end()
-                    raise
+                found += [one.result() for one in asked]
+            unfinished.pop_all()
         return found
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.end()
 
 
 def _send(stream: IO[bytes] | None, content: object) -> None:
