@@ -1,8 +1,8 @@
 """What to try next: divisions of one recipe's network, as costs and noise foretell them.
 
-Along the front from the cheapest to the most exact plan, the cheapest that keeps the limits is found by halving; its
-neighbours, one part or two in another way, are tried from then on. To compare with, on small networks, there are
-all plans that exist, and a greedy walk.
+Along the front from the cheapest to the most exact plan, the cheapest that keeps the limits is found by halving; from
+then on what is foretold to be cheaper is tried: its neighbours, with one part or two in another way, and in small
+networks plans from anywhere. To compare with there are all plans that exist, and a greedy walk.
 """
 
 from __future__ import annotations

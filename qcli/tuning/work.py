@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 
 import msgspec
@@ -24,7 +25,7 @@ from qcli.tuning.base import Base, Built, build, settle
 from qcli.tuning.cost_sums import Costs
 from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.doubts import doubts
-from qcli.tuning.files import standing, tune_writer, write_plan, write_tuning
+from qcli.tuning.files import plan_path, standing, tune_writer, write_plan, write_tuning
 from qcli.tuning.judge import Judge, Judged, check_resolution, evaluated, open_judge
 from qcli.tuning.limits import best_of, front, is_accurate, reason_of
 from qcli.tuning.metric import check_float_model, metric_of
@@ -48,7 +49,8 @@ def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
     """
     watch = watch or Watch()
     check_outputs(msgspec.structs.replace(job, reports=()))
-    check_distinct(job.reports, named_inputs(job))
+    output = output_path(job)
+    check_distinct((output, plan_path(output), *job.reports), _read(job))
     for path in job.reports:
         tune_writer(path)
         check_writable(path)
@@ -65,6 +67,13 @@ def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
     for path in job.reports:
         write_tuning(report, path)
     return report
+
+
+def _read(job: TuneJob) -> tuple[Path, ...]:
+    """The files and folders that a search reads."""
+    more = (*job.recipes, *((job.metric,) if job.metric is not None else ()))
+    table = () if job.cost_table is None else (job.cost_table,)
+    return (*named_inputs(job), *map(Path, more), *table)
 
 
 class _Search:
