@@ -40,6 +40,9 @@ from qcli.watch import Watch
 _SAMPLES = 8
 """That parts are measured on."""
 
+_COSTS = 2
+"""Raised whenever the same parts would cost otherwise."""
+
 
 def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
     """The best plan that keeps the limits, found within the time; the model is written as soon as there is one.
@@ -260,7 +263,7 @@ class _Search:
                     f"the cost table lacks {missing} kernels of {base.name}, so that they count nothing: {hint}"
                 )
             return costs
-        key = key_of_facts(["costs", self._trying.base_key(base) if self._trying is not None else None])
+        key = key_of_facts(["costs", _COSTS, self._trying.base_key(base) if self._trying is not None else None])
         known = find_document(key) if self._job.cache else None
         if known is not None:
             return msgspec.json.decode(known, type=Costs)
