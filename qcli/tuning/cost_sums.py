@@ -56,12 +56,14 @@ class Costs(Noun, frozen=True, kw_only=True):
         return Prices(own, self.noise, {pair: of_ms * cost for pair, cost in self.borders.items()})
 
     def time(self, ways: Sequence[int]) -> float:
-        """The time of a whole plan as a multiple of the prepared float model's."""
+        """The time of a whole plan as a multiple of the prepared float model's; 1 where nothing is known of that."""
+        if not self.float_ms:
+            return 1.0
         own = sum(times[way] or 0.0 for times, way in zip(self.ms, ways, strict=True))
         own += sum(cost for (one, other), cost in self.borders.items() if (ways[one] == 0) != (ways[other] == 0))
         share = sum(way == 0 for way in ways) / max(len(ways), 1)
         rest = self.rest[1] + (self.rest[0] - self.rest[1]) * share
-        return (own + rest) / max(self.float_ms, 1e-9)
+        return (own + rest) / self.float_ms
 
 
 class Corrected:

@@ -15,6 +15,7 @@ from qcli.apply import apply_plan
 from qcli.dataset import Sample
 from qcli.files import scratch_folder
 from qcli.graph import Model, save_model
+from qcli.plugins import create
 from qcli.profile import NodeTime, profiles
 from qcli.solve import Solved
 from qcli.tuning.base import Base
@@ -120,8 +121,12 @@ def _by_part(parts: Sequence[Part], rows: Iterable[NodeTime]) -> list[float]:
 
 
 def static_parts(network: Network, plan: Plan) -> list[bool]:
-    """Which parts read and write codes."""
-    coded = {entry.site.node for entry in plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)}
+    """Which parts read or write codes. The grid of an input stands with the part that gives it, so weights tell too."""
+    coded = {
+        entry.site.node
+        for entry in plan.entries
+        if entry.site.role in (Role.INPUT, Role.OUTPUT) or create("encodings", entry.encoding).calibrated
+    }
     return [any(name in coded for name in part.names) for part in network.parts]
 
 

@@ -87,12 +87,13 @@ def standing(tried: Sequence[Outcome], best: int, ends: float) -> Standing:
 def verdict(report: TuneReport) -> str:
     """What the evaluation samples say of the result; empty if it is the float model."""
     result = report.result
-    if result is None or result.accuracy is None or result.latency is None or result.size is None:
+    if result is None or result.accuracy is None or result.size is None:
         return ""
     sqnr = "" if result.accuracy.sqnr is None else f"{result.accuracy.sqnr:.1f} dB, "
     path = result.output.path if result.output is not None else ""
     own = "" if report.result_metric is None else f"{report.metric} {report.result_metric:.6g}, "
-    return f"{path}: {own}{sqnr}{result.latency.speedup:.2f}x, size {result.size.ratio:.3f}"
+    speed = "" if result.latency is None else f"{result.latency.speedup:.2f}x, "
+    return f"{path}: {own}{sqnr}{speed}size {result.size.ratio:.3f}"
 
 
 def shown(report: TuneReport) -> Iterator[tuple[str, Outcome]]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from math import prod
 
 import numpy as np
 
 from qcli.tuning.cut import least_cost
+from qcli.types import Array
 
 _PRICES = 96
 IMPOSSIBLE = 1e9
@@ -115,6 +117,36 @@ def _pairs(prices: Prices, division: Division, singles: Sequence[Division]) -> I
 _TRIED_SAVES = 24
 
 
+def cheapest(prices: Prices, below: float, noise: float, most: int) -> tuple[Division, ...]:
+    """Of all divisions there are the cheapest below a price and with at most this noise; none if there are too many.
+
+    One part or two at a time do not lead everywhere: three can make room for each other.
+    """
+    choices = [prices.choices(part) for part in range(len(prices.own))]
+    free = [part for part, ways in enumerate(choices) if len(ways) > 1]
+    if not free or prod(len(choices[part]) for part in free) > _MOST_LOOKED_AT:
+        return ()
+    price, heard = np.zeros(()), np.zeros(())
+    for part, ways in enumerate(choices):
+        price = price + _along(free, part, [prices.own[part][way] for way in ways])
+        heard = heard + _along(free, part, [prices.noise[part][way] for way in ways])
+    for (one, other), cost in prices.borders.items():
+        first, second = (_along(free, part, [way == 0 for way in choices[part]]) for part in (one, other))
+        price = price + cost * (first != second)
+    found = np.argwhere((price < below) & (heard <= noise))
+    order = np.argsort(price[tuple(found.T)], kind="stable")[:most]
+    chosen = (dict(zip(free, places, strict=True)) for places in found[order].tolist())
+    return tuple(divided(prices, [ways[places.get(part, 0)] for part, ways in enumerate(choices)]) for places in chosen)
+
+
+_MOST_LOOKED_AT = 1 << 21
+
+
+def _along(free: Sequence[int], part: int, values: Sequence[float]) -> Array:
+    """Values of a part's ways, along the axis of that part."""
+    return np.array(values).reshape([len(values) if part == other else 1 for other in free])
+
+
 def _singles(prices: Prices, division: Division) -> Iterator[Division]:
     for part, current in enumerate(division.ways):
         for way in prices.choices(part):
@@ -157,6 +189,15 @@ def _swept(prices: Prices) -> Iterator[Ways]:
     least, most = 1e-4 * costs / len(possible) / max(noises), 10 * costs / min(noises)
     for rate in np.geomspace(least, max(most, 10 * least), _PRICES):
         yield _best(prices, float(rate))
+    yield _quietest(prices)
+
+
+def _quietest(prices: Prices) -> Ways:
+    """What no price of noise may be high enough for, where ways differ by little."""
+    return tuple(
+        min(prices.choices(part), key=lambda way: (heard[way], own[way]))
+        for part, (own, heard) in enumerate(zip(prices.own, prices.noise, strict=True))
+    )
 
 
 def _best(prices: Prices, rate: float) -> Ways:

@@ -133,10 +133,16 @@ class Judge:
         return iter(self._samples)
 
 
-def open_judge(job: TuneJob, source: Model, recipe: Recipe, metric: Metric) -> tuple[Judge, tuple[int, int] | None]:
-    """The judge of a job, and the shard of the samples to learn from; None for all, where all are few."""
+def open_judge(
+    job: TuneJob, source: Model, recipe: Recipe, metric: Metric, *, share: int = 1
+) -> tuple[Judge, tuple[int, int] | None]:
+    """The judge of a job, and the shard of the samples to learn from; None for all, where all are few.
+
+    `share` is the number of judges that divide the cores among them.
+    """
     samples, shard = shards(job, recipe, source)
-    return Judge(source, samples, threads=job.threads or 1, cores=threads_of(job), metric=metric), shard
+    cores = max(threads_of(job) // share, 1)
+    return Judge(source, samples, threads=job.threads or 1, cores=cores, metric=metric), shard
 
 
 def drop_of(accuracy: Accuracy) -> float | None:

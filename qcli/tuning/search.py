@@ -1,8 +1,8 @@
 """What to try next: divisions of one recipe's network, as costs and noise foretell them.
 
-Along the front from the cheapest to the most exact plan, the cheapest that keeps the limits is found by halving; its
-neighbours, one part or two in another way, are tried from then on. To compare with, on small networks, there are
-all plans that exist, and a greedy walk.
+Along the front from the cheapest to the most exact plan, the cheapest that keeps the limits is found by halving; from
+then on what is foretold to be cheaper is tried: its neighbours, with one part or two in another way, and in small
+networks plans from anywhere. To compare with there are all plans that exist, and a greedy walk.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from qcli.errors import UsageError
 from qcli.tuning.cost_sums import Corrected
-from qcli.tuning.front import Division, cheaper, everything, foretold, greedy, steps_between
-from qcli.tuning.limits import is_accurate, is_kept, margin
+from qcli.tuning.front import Division, Ways, cheaper, cheapest, divided, everything, foretold, greedy, steps_between
+from qcli.tuning.limits import is_accurate, is_kept, margin, quality
 from qcli.tuning.nouns import Candidate, Limits, Objective, Outcome, Strategy
 from qcli.tuning.parts import Network
 from qcli.tuning.ways import rules_for, told
@@ -41,14 +41,15 @@ class Aim(NamedTuple):
 
 
 class PartSearch:
-    """A search among the divisions of one recipe's network."""
+    """A search among the divisions of one recipe's network; `whole` is what came of the recipe as it is."""
 
-    def __init__(self, recipe: str, network: Network, corrected: Corrected, aim: Aim) -> None:
-        self._recipe = recipe
+    def __init__(self, whole: Outcome, network: Network, corrected: Corrected, aim: Aim) -> None:
+        self._whole = whole
         self._network = network
         self._corrected = corrected
         self._prices = corrected.costs.prices(aim.objective)
         self._aim = aim
+        self._asked: set[Ways] = set()
 
     def run(self, attempt: Try) -> Iterator[Outcome]:
         """The outcomes, as they are found; ends where nothing better is foretold.
@@ -90,15 +91,25 @@ class PartSearch:
             best = yield from self._nearer(best, attempt)
 
     def _nearer(self, best: Found, attempt: Try) -> Generator[Outcome, None, Found | None]:
-        """A neighbour that is better; None if there is none."""
-        near = cheaper(self._prices, best[0], self._noise_allowed(best), _NEIGHBOURS)
+        """A plan that is better and foretold to be good; None if there is none."""
+        near = self._promising(best)
         for start in range(0, len(near), self._aim.at_once):
             found = self._tried(near[start : start + self._aim.at_once], attempt)
             yield from _outcomes(found)
             better = [one for one in found if self._is_good(one[1]) and self._is_better(one[1], best[1])]
             if better:
-                return max(better, key=lambda one: self._merit(one[1]))
+                return min(better, key=lambda one: self._cost(one[1]))
         return None
+
+    def _promising(self, best: Found) -> list[Division]:
+        """What is foretold to be cheaper and was not tried yet: neighbours, and as many from anywhere."""
+        noise, most = self._noise_allowed(best), _NEIGHBOURS + len(self._asked)
+        near = cheaper(self._prices, best[0], noise, most)
+        anywhere = cheapest(self._prices, best[0].price, noise, most)
+        fresh = [
+            [one for one in found if one.ways not in self._asked][: _NEIGHBOURS // 2] for found in (near, anywhere)
+        ]
+        return sorted({one.ways: one for one in (*fresh[0], *fresh[1])}.values(), key=lambda one: one.price)
 
     def _first_good(self, plans: Sequence[Division], attempt: Try) -> Generator[Outcome, None, Found | None]:
         """The first good one of plans that get more and more so: of what is left, a half or less stays each time.
@@ -123,6 +134,7 @@ class PartSearch:
         return best
 
     def _tried(self, divisions: Sequence[Division], attempt: Try) -> list[Found]:
+        self._asked.update(division.ways for division in divisions)
         outcomes = attempt([self._candidate(division) for division in divisions])
         for division, outcome in zip(divisions, outcomes, strict=True):
             if outcome is not None:
@@ -131,7 +143,7 @@ class PartSearch:
 
     def _candidate(self, division: Division) -> Candidate:
         return Candidate(
-            recipe=self._recipe,
+            recipe=self._whole.candidate.recipe,
             why=told(division.ways),
             rules=rules_for(self._network.parts, division.ways),
             foretold=self._corrected.time(division.ways),
@@ -143,15 +155,22 @@ class PartSearch:
             return is_kept(outcome, Limits(max_size=limits.max_size, max_latency=limits.max_latency))
         return is_accurate(outcome, limits)
 
-    def _merit(self, outcome: Outcome) -> float:
-        return {"latency": outcome.speedup, "size": 1 / outcome.size}.get(self._aim.objective, outcome.sqnr)
+    def _cost(self, outcome: Outcome) -> float:
+        return outcome.size if self._aim.objective == "size" else outcome.time
 
     def _is_better(self, one: Outcome, other: Outcome) -> bool:
-        return self._merit(one) > self._merit(other) * (1 if self._aim.objective == "accuracy" else _BETTER)
+        if self._aim.objective == "accuracy":
+            return quality(one) > quality(other)
+        return self._cost(one) * _BETTER < self._cost(other)
 
     def _noise_allowed(self, best: Found) -> float:
-        """In the sums of what is foretold, which are as wrong for neighbours as they are for the best."""
-        division, outcome = best
+        """In the sums of what is foretold, which are as wrong for neighbours as they are for the best.
+
+        One that makes no noise says nothing about these sums; then the recipe as it is does.
+        """
+        exact = best[0].noise == 0
+        division = divided(self._prices, (0,) * len(self._prices.own)) if exact else best[0]
+        outcome = self._whole if exact else best[1]
         limits = self._aim.limits
         least = limits.min_sqnr
         if least is None:

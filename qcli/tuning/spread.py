@@ -29,7 +29,8 @@ class Spread:
         if len(worst) < 2 or not 0 < whole.noise < float("inf") or not whole.signal:
             return 0.0
         ratio = whole.noise / whole.signal
-        squares = sum((one.noise - ratio * one.signal) ** 2 for one in worst)
+        apart = [one.noise - ratio * one.signal for one in worst]
+        squares = sum(one * one for one in apart)  # which becomes Inf where a power would raise
         error = sqrt(len(worst) / (len(worst) - 1) * squares) / whole.noise
         return 10 / log(10) * error if isfinite(error) else 0.0
 

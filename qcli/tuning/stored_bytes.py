@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qcli.graph import Model, Value, is_constant, node_key
-from qcli.solve import SiteKey, Solved, site_key
+from qcli.plugins import choice_of
+from qcli.solve import Solved, site_key
 from qcli.tuning.parts import Part
-from qcli.types import Scale
+from qcli.types import Entry, Scale
 
 _SCALE = 4
 """Bytes of one scale."""
@@ -40,10 +41,19 @@ def plan_bytes(model: Model, parts: Sequence[Part], solved: Solved | None) -> li
 def _coded(solved: Solved) -> dict[tuple[str, int], float]:
     """Bytes of codes and scales by node and operand."""
     codes, scales = solved.solution.codes, solved.solution.scales
-    keys: list[SiteKey] = [site_key(entry) for entry in solved.plan.entries]
+    keyed = ((site_key(entry), entry) for entry in solved.plan.entries)
     return {
-        (key[0], key[2]): codes[key].size * _bits(scales[key]) / 8 + _side(scales[key]) for key in keys if key in codes
+        (key[0], key[2]): _stored(entry, codes[key].size, scales[key]) * _bits(scales[key]) / 8 + _side(scales[key])
+        for key, entry in keyed
+        if key in codes
     }
+
+
+def _stored(entry: Entry, codes: int, scale: Scale) -> int:
+    """How many codes are stored: MatMulNBits fills up the last block of each column."""
+    if choice_of(entry.encoding).name != "matmul_nbits" or scale.block is None:
+        return codes
+    return int(scale.scale.size) * scale.block
 
 
 def _bits(scale: Scale) -> int:

@@ -20,6 +20,7 @@ from qcli.tuning.costs import bytes_of, crossings, outer, static_parts
 from qcli.tuning.nouns import TuneJob
 from qcli.tuning.part_noise import noise_of
 from qcli.tuning.parts import Network, Part
+from qcli.tuning.stored_bytes import float_bytes
 from qcli.tuning.uniform import Uniform
 from qcli.tuning.ways import UNTOUCHED, WAYS
 from qcli.types import Plan, Role
@@ -68,7 +69,7 @@ def foretold_costs(
         crossings=crossings(network, static, rates),
         rest=(rest, rest),
         float_ms=usual + rest,
-        float_bytes=1.0,
+        float_bytes=float(float_bytes(base.prepared.model)),
     )
     return costs, len(kernels.missing)
 
@@ -117,7 +118,7 @@ def _form(part: Part, plan: Plan) -> tuple[Mode, WeightForm] | None:
     """How a part computes under a plan; None for a kernel that tables do not hold."""
     entries = [entry for entry in plan.entries if entry.site.node in part.names]
     weight = next((entry for entry in entries if entry.site.role is Role.WEIGHT), None)
-    if weight is not None and weight.encoding != "qdq":
+    if weight is not None and choice_of(weight.encoding).name != "qdq":
         name = choice_of(weight.encoding).name
         if name == "dynamic":
             return Mode.DYNAMIC, WeightForm()
@@ -126,7 +127,7 @@ def _form(part: Part, plan: Plan) -> tuple[Mode, WeightForm] | None:
         return Mode.WEIGHT_ONLY, WeightForm(bits=weight.grid.bits or 8, block=weight.grid.block)
     if any(entry.site.role is Role.OUTPUT for entry in entries):
         return Mode.STATIC, WeightForm()
-    reads = any(entry.site.role is Role.INPUT for entry in entries)
+    reads = weight is not None or any(entry.site.role is Role.INPUT for entry in entries)
     return (Mode.STATIC_FLOAT_RESULT if reads else Mode.FLOAT), WeightForm()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 
@@ -49,6 +50,7 @@ class Trying:
         self._judge = judge
         self._watch = watch
         self._float_ms = float_ms
+        self._table = sha256(job.cost_table.read_bytes()).hexdigest() if job.cost_table is not None else None
         self._source_bytes = file_facts(job.model, source).bytes
         self._open = ExitStack()
         self._workers = self._open.enter_context(Workers(job, job.jobs)) if job.jobs > 1 else None
@@ -75,7 +77,7 @@ class Trying:
             msgspec.to_builtins(base.plan),
             prepared.calibration.digest() if prepared.calibration is not None else None,
             self._job.threads or 1,
-            self._float_ms,
+            self._table,
             msgspec.to_builtins(environment()),
         ]
         return key_of_facts(facts)

@@ -8,8 +8,9 @@ from glob import escape
 
 import msgspec
 
+from qcli.plugins import choice_of
 from qcli.tuning.parts import Part
-from qcli.types import Grid, Match, Role, Rule, Spec
+from qcli.types import Entry, Grid, Match, Role, Rule, Spec
 
 _MATRICES = ("MatMul", "Gemm")
 _BLOCK = 32
@@ -17,7 +18,7 @@ _EIGHT_BITS = 4
 """The accuracy level of MatMulNBits that quantizes its inputs, in blocks as well."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Way:
     """`rules` name no nodes yet. `ops` are the operators that have such kernels, None is all of them."""
 
@@ -27,6 +28,11 @@ class Way:
 
     def takes(self, part: Part) -> bool:
         return self.ops is None or (part.op in self.ops and part.weights is not None)
+
+    def is_said_by(self, entries: Sequence[Entry]) -> bool:
+        """Whether a part with these entries has become what the way says; planning refuses what would not pay."""
+        wanted = {choice_of(rule.encoding).name for rule in self.rules if rule.encoding is not None}
+        return wanted <= {choice_of(entry.encoding).name for entry in entries}
 
     def of(self, parts: Sequence[Part]) -> tuple[Rule, ...]:
         """The rules for these parts."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 
 import msgspec
@@ -24,12 +25,13 @@ from qcli.tuning.base import NOTHING, Base, Built, build, settle
 from qcli.tuning.cost_sums import Corrected, Costs
 from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.doubts import doubts
-from qcli.tuning.files import standing, tune_writer, write_plan, write_tuning
+from qcli.tuning.files import plan_path, standing, tune_writer, write_plan, write_tuning
 from qcli.tuning.judge import Judge, Judged, check_resolution, evaluated, open_judge
-from qcli.tuning.limits import best_of, front, is_accurate, reason_of
+from qcli.tuning.limits import best_of, front, reason_of
 from qcli.tuning.metric import check_float_model, metric_of
 from qcli.tuning.nouns import FLOAT, Candidate, Outcome, TuneJob, TuneReport
 from qcli.tuning.parts import Network
+from qcli.tuning.ranking import alike, promising
 from qcli.tuning.search import Aim, PartSearch
 from qcli.tuning.table_costs import Elsewhere, foretold_costs, table_for
 from qcli.tuning.trying import Tried, Trying
@@ -39,7 +41,8 @@ from qcli.watch import Watch
 _SAMPLES = 8
 """That parts are measured on."""
 
-_FAR_SLOWER = 0.75
+_COSTS = 2
+"""Raised whenever the same parts would cost otherwise."""
 
 
 def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
@@ -50,7 +53,8 @@ def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
     """
     watch = watch or Watch()
     check_outputs(msgspec.structs.replace(job, reports=()))
-    check_distinct(job.reports, named_inputs(job))
+    output = output_path(job)
+    check_distinct((output, plan_path(output), *job.reports), _read(job))
     for path in job.reports:
         tune_writer(path)
         check_writable(path)
@@ -67,6 +71,13 @@ def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
     for path in job.reports:
         write_tuning(report, path)
     return report
+
+
+def _read(job: TuneJob) -> tuple[Path, ...]:
+    """The files and folders that a search reads."""
+    more = (*job.recipes, *((job.metric,) if job.metric is not None else ()))
+    table = () if job.cost_table is None else (job.cost_table,)
+    return (*named_inputs(job), *map(Path, more), *table)
 
 
 class _Search:
@@ -93,14 +104,16 @@ class _Search:
         """Whole recipes, then parts of those that are accurate and fast, or may become so."""
         if self._table is None:
             self._start()
+        nothing: NothingToDoError | None = None
         for recipe in dict.fromkeys((self._job.recipe, *self._job.recipes)):
             if len(self.outcomes) > 1 and not self._time_left():
                 return
             try:
                 self._whole(recipe)
-            except NothingToDoError:
-                if not self.outcomes:
-                    raise
+            except NothingToDoError as error:
+                nothing = error
+        if nothing is not None and not self.outcomes:
+            raise nothing
         for base in islice(self._bases.values(), 1):
             self._plain(base)
         for base in self._promising():
@@ -110,7 +123,7 @@ class _Search:
         """What was found, with the last word of the evaluation samples where there are any."""
         job, best = self._job, self._best()
         self._watch.on_standing(None)
-        for text in doubts(job, self.outcomes, perf_counter() - self._begin, divisible=any(self._promising())):
+        for text in doubts(job, self.outcomes, perf_counter() - self._begin, divisible=bool(self._promising())):
             self._watch.warn(text)
         self._foretell_wholes()
         outcome, met = self.outcomes[best], self._met()
@@ -159,7 +172,7 @@ class _Search:
         """A recipe as `quantize` follows it."""
         self._watch.phase(f"settle {recipe}")
         base = settle(self._job, recipe, self._watch, self._shard)
-        if any(_same(base, other) for other in self._bases.values()):
+        if any(alike(base, other) for other in self._bases.values()):
             return
         self._bases[recipe] = base
         foretold = None
@@ -209,23 +222,8 @@ class _Search:
         if made is not None:
             self._save(made)
 
-    def _promising(self) -> Iterator[Base]:
-        """The recipes whose parts are worth a search, the most promising first.
-
-        What is far slower than the fastest as it is will not be the fastest with parts in other ways. Of the others,
-        accurate ones come first, the fastest of them first, then those that lack least.
-        """
-        whole = self._wholes()
-        limits, fastest = self._job.limits, max(one.speedup for one in whole.values())
-
-        def rank(base: Base) -> tuple[bool, bool, float]:
-            outcome = whole[base.name]
-            accurate = is_accurate(outcome, limits)
-            slow = self._job.objective == "latency" and outcome.speedup < _FAR_SLOWER * fastest
-            return (slow, not accurate, -outcome.speedup if accurate else -outcome.sqnr)
-
-        divisible = (base for base in self._bases.values() if base.name in whole and base.computes())
-        return iter(sorted(divisible, key=rank))
+    def _promising(self) -> Sequence[Base]:
+        return promising(list(self._bases.values()), self._wholes(), self._job)
 
     def _wholes(self) -> dict[str, Outcome]:
         return {one.candidate.recipe: one for one in self.outcomes if not one.candidate.rules}
@@ -239,7 +237,7 @@ class _Search:
         whole = self._wholes()[base.name]
         corrected = Corrected(costs, whole.time, self._plain(base))
         aim = Aim(self._job.limits, self._job.objective, self._job.search, self._job.jobs)
-        for _ in PartSearch(base.name, network, corrected, aim).run(self._try):
+        for _ in PartSearch(whole, network, corrected, aim).run(self._try):
             if not self._time_left():
                 return
 
@@ -270,7 +268,7 @@ class _Search:
                     f"the cost table lacks {missing} kernels of {base.name}, so that they count nothing: {hint}"
                 )
             return costs
-        key = key_of_facts(["costs", self._trying.base_key(base) if self._trying is not None else None])
+        key = key_of_facts(["costs", _COSTS, self._trying.base_key(base) if self._trying is not None else None])
         known = find_document(key) if self._job.cache else None
         if known is not None:
             return msgspec.json.decode(known, type=Costs)
@@ -327,6 +325,7 @@ class _Search:
             evaluation=job.evaluation or job.calibration,
             labels=job.labels,
             threads=job.threads,
+            latency=job.cost_table is None,
             max_memory=job.max_memory,
         )
         report = compare_models(compared, Watch(on_progress=self._watch.on_progress))
@@ -335,9 +334,3 @@ class _Search:
         except UsageError as error:
             self._watch.warn(f"the result has no value of the metric on the evaluation samples: {error.message}")
             return report, None
-
-
-def _same(one: Base, other: Base) -> bool:
-    """Two recipes can come to the same model and plan: what one needs, this network lacks."""
-    entries = [[msgspec.structs.replace(entry, because="") for entry in base.plan.entries] for base in (one, other)]
-    return entries[0] == entries[1] and one.prepared.model.digest() == other.prepared.model.digest()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Run
+from qcli.latency import Effort
 
 QUICK = ("--samples", 16, "--time-limit", 2, "--threads", 1)
 
@@ -88,12 +89,70 @@ def test_limits_that_nothing_keeps_end_with_1(run: Run, mlp: Path, calib: Path) 
         (("--objective", "latncy"), 2, "did you mean 'latency'?"),
         (("-r", "int9"), 2, "int9"),
         (("--report", "a.xml"), 2, "unknown format"),
+        (("--search", "greedly"), 2, "did you mean 'greedy'?"),
+        (("--search", "x"), 2, "'x' is no way to search"),
+        (("--jobs", 0), 2, "--jobs must be from 1 to 64, is 0"),
+        (("-j", 65), 2, "--jobs must be from 1 to 64, is 65"),
+        (("--jobs", "two"), 2, "--jobs"),
+        (("--cost-table", "nowhere.json"), 2, "nowhere.json"),
     ],
 )
 def test_bad_words(run: Run, mlp: Path, calib: Path, arguments: tuple[object, ...], code: int, said: str) -> None:
     outcome = run("tune", mlp, "-d", calib, "-o", "best.onnx", *arguments)
     assert outcome.code == code and said in outcome.err
     assert outcome.err.count("error:") == 1 and not Path("best.onnx").exists()
+
+
+@pytest.mark.parametrize("way", ["front", "greedy", "exhaustive"])
+def test_ways_to_search(run: Run, mlp: Path, calib: Path, way: str) -> None:
+    given = ("tune", mlp, "-d", calib, "-r", "int8", "--min-sqnr", 20, "-o", "best.onnx", *QUICK)
+    outcome = run(*given, "--search", way, "--json")
+    assert outcome.code == 0, outcome.err
+    assert len(json.loads(outcome.out)["tried"]) >= 2 and Path("best.onnx").is_file()
+
+
+def test_several_jobs(run: Run, mlp: Path, calib: Path) -> None:
+    outcome = run("tune", mlp, "-d", calib, "-r", "int8", "--min-sqnr", 30, "-j", 2, "-o", "best.onnx", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "does not run" not in outcome.err
+
+
+@pytest.fixture
+def table(run: Run, mlp: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("qcli.costs.measuring.EFFORT", Effort(least=0.0, most=0.01))
+    outcome = run("doctor", mlp, "--kernels", "--save", "table.json", "-q")
+    assert outcome.code == 0, outcome.err
+    return Path("table.json").absolute()
+
+
+def test_a_cost_table_in_place_of_a_clock(run: Run, mlp: Path, calib: Path, table: Path) -> None:
+    given = ("tune", mlp, "-d", calib, "-r", "int8", "--min-sqnr", 25, "--cost-table", table, "-o", "best.onnx")
+    outcome = run(*given, "--samples", 16, "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert all(one["candidate"]["foretold"] == pytest.approx(1 / one["speedup"]) for one in found["tried"])
+    assert found["result"] is None or found["result"]["latency"] is None
+    shown = run(*given, "--samples", 16)
+    assert shown.code == 0 and "plans tried on 8 samples" in shown.out
+
+
+def test_tables_that_cannot_be(run: Run, mlp: Path, calib: Path, table: Path) -> None:
+    given = ("tune", mlp, "-d", calib, "-r", "int8", "-o", "best.onnx")
+    outcome = run(*given, "--cost-table", table, "--threads", 3)
+    assert outcome.code == 2 and "is for 1 threads, not for 3" in outcome.err and "run with --threads 1" in outcome.err
+    Path("garbage.json").write_bytes(b"\x00 no table")
+    outcome = run(*given, "--cost-table", "garbage.json")
+    assert outcome.code == 2 and "garbage.json" in outcome.err
+    for same in (table, "garbage.json"):
+        assert run(*given[:-1], same, "--cost-table", same).code == 2, "the table is no place for the model"
+    assert not Path("best.onnx").exists() and Path("garbage.json").read_bytes() == b"\x00 no table"
+
+
+def test_too_many_plans_to_try_all(run: Run, calib: Path) -> None:
+    home = calib.parent.parent / "transformer"
+    given = ("tune", home / "model.onnx", "-d", home / "calib", "-r", "int8-minmax", "--search", "exhaustive", *QUICK)
+    outcome = run(*given, "--min-sqnr", 20, "--time-limit", 60, "-o", "best.onnx")
+    assert outcome.code == 2 and "too many to try all" in outcome.err and "leave out --search exhaustive" in outcome.err
 
 
 def test_samples_are_needed(run: Run, mlp: Path) -> None:

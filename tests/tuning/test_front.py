@@ -12,6 +12,7 @@ from qcli.tuning.front import (
     Division,
     Prices,
     cheaper,
+    cheapest,
     divided,
     everything,
     foretold,
@@ -95,6 +96,31 @@ def test_what_is_near_is_cheaper_and_within_the_noise(prices: Prices, noise: flo
         assert division.price < start.price and division.noise <= noise
         assert division == divided(prices, division.ways)
         assert 1 <= sum(a != b for a, b in zip(start.ways, division.ways, strict=True)) <= 2
+
+
+@settings(max_examples=50)
+@given(networks(), st.floats(0.0, 3.0), PRICE)
+def test_the_cheapest_of_all(prices: Prices, noise: float, below: float) -> None:
+    found = cheapest(prices, 3 * below, noise, 4)
+    fit = sorted(one.price for one in all_of(prices) if one.price < 3 * below and one.noise <= noise)
+    assert all(division == divided(prices, division.ways) for division in found)
+    assert len(found) == len({one.ways for one in found}) == min(4, len(fit))
+    assert all(abs(one.price - price) < 1e-9 for one, price in zip(found, fit, strict=False))
+
+
+def test_too_many_to_look_at_all() -> None:
+    count = 22
+    assert cheapest(Prices(((1.0, 2.0),) * count, ((0.1, 0.0),) * count, {}), 100.0, 9.0, 4) == ()
+    fixed = Prices(((1.0, IMPOSSIBLE),) * count, ((0.1, 0.0),) * count, {(0, 1): 1.0})
+    assert cheapest(fixed, 100.0, 9.0, 4) == (), "there is just one"
+    free = Prices(((1.0, 2.0), *fixed.own), ((0.1, 0.0), *fixed.noise), {(0, 1): 1.0})
+    assert [one.ways for one in cheapest(free, 100.0, 9.0, 4)] == [(0,) * 23, (1, *(0,) * 22)]
+
+
+def test_the_most_exact_is_there_whatever_noise_costs() -> None:
+    """The second way has so little noise that no price of noise of the sweep speaks for the third."""
+    prices = Prices(((0.36, 0.23, 0.71),), ((3.5e-3, 1.8e-4, 0.0),), {})
+    assert [one.ways for one in foretold(prices)] == [(1,), (2,)]
 
 
 def test_two_changes_reach_what_one_cannot() -> None:

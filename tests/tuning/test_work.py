@@ -278,3 +278,25 @@ def test_places_are_checked_before_the_work(tmp_path: Path) -> None:
         tune(job(tmp_path, output=SAMPLE_MODELS / "cnn" / "model.onnx"))
     with pytest.raises(UsageError):
         tune(job(tmp_path, output=tmp_path / "nowhere" / "out.onnx"))
+
+
+@pytest.mark.parametrize("read", ["mine.py", "table.json", "mine.yaml"])
+@pytest.mark.parametrize("written", ["output", "reports", "plan"])
+def test_what_a_search_reads_is_not_overwritten(read: str, written: str, tmp_path: Path) -> None:
+    path = tmp_path / (read if written != "plan" else "out.plan.yaml")
+    path.write_text("mine")
+    inputs: dict[str, Any] = {
+        "mine.py": {"metric": str(path), "allow_code": True},
+        "table.json": {"cost_table": path},
+        "mine.yaml": {"recipes": (str(path),)},
+    }
+    outputs: dict[str, Any] = {
+        "output": {"output": path},
+        "reports": {"reports": (path.with_suffix(".json"),)},
+        "plan": {},
+    }
+    if written == "reports" and read != "table.json":
+        pytest.skip("a report has a name of its own")
+    with pytest.raises(UsageError, match="is read or written otherwise"):
+        tune(job(tmp_path, "mlp", settings=(), **inputs[read], **outputs[written]))
+    assert path.read_text() == "mine"
