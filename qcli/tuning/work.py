@@ -12,21 +12,21 @@ import msgspec
 from qcli.analysis.simulate import Simulation
 from qcli.cache import find_document, keep_document, key_of_facts
 from qcli.dataset import Sample
-from qcli.errors import Interrupted, NothingToDoError, UsageError
+from qcli.errors import Interrupted, NothingToDoError
 from qcli.files import check_distinct, check_writable
 from qcli.graph import load_model, save_model
 from qcli.job import named_inputs
 from qcli.job_files import check_outputs, output_path
 from qcli.pipeline import threads_of
 from qcli.recipe import load_recipe
-from qcli.report import Report, environment, file_facts
-from qcli.side_by_side import CompareJob, compare_models
+from qcli.report import environment, file_facts
 from qcli.tuning.base import NOTHING, Base, Built, build, settle
 from qcli.tuning.cost_sums import Corrected, Costs
 from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.doubts import doubts
 from qcli.tuning.files import plan_path, standing, tune_writer, write_plan, write_tuning
-from qcli.tuning.judge import Judge, Judged, check_resolution, evaluated, open_judge
+from qcli.tuning.judge import Judge, Judged, check_resolution, open_judge
+from qcli.tuning.last_word import last_word
 from qcli.tuning.limits import best_of, front, reason_of
 from qcli.tuning.metric import check_float_model, metric_of
 from qcli.tuning.nouns import FLOAT, Candidate, Outcome, TuneJob, TuneReport
@@ -40,6 +40,9 @@ from qcli.watch import Watch
 
 _SAMPLES = 8
 """That parts are measured on."""
+
+_LEARNING = 10
+"""How many times longer than the first recipe one with finishing steps takes, about."""
 
 _COSTS = 2
 """Raised whenever the same parts would cost otherwise."""
@@ -93,6 +96,7 @@ class _Search:
         self._bases: dict[str, Base] = {}
         self._costs: dict[str, tuple[Network, Costs]] = {}
         self._written: int | None = None
+        self._first_seconds = 0.0
         self._keys: dict[str, int] = {}
         self.outcomes: list[Outcome] = []
 
@@ -104,20 +108,43 @@ class _Search:
         """Whole recipes, then parts of those that are accurate and fast, or may become so."""
         if self._table is None:
             self._start()
-        nothing: NothingToDoError | None = None
-        for recipe in dict.fromkeys((self._job.recipe, *self._job.recipes)):
-            if len(self.outcomes) > 1 and not self._time_left():
+        waiting = self._recipes(tuple(dict.fromkeys((self._job.recipe, *self._job.recipes))))
+        for base in islice(self._bases.values(), 1):
+            self._plain(base)
+        divided: set[str] = set()
+        while True:
+            for base in self._promising():
+                if base.name not in divided:
+                    divided.add(base.name)
+                    self._divide(base)
+            if not waiting or not self._time_left():
                 return
+            self._recipes(waiting, patient=True)
+            waiting = ()
+
+    def _recipes(self, names: tuple[str, ...], *, patient: bool = False) -> tuple[str, ...]:
+        """Tries whole recipes; what learns for long waits until parts of the others were tried, unless `patient`."""
+        nothing: NothingToDoError | None = None
+        waiting: list[str] = []
+        for recipe in names:
+            if len(self.outcomes) > 1 and not self._time_left():
+                break
+            if not patient and self._bases and self._takes_long(recipe):
+                waiting.append(recipe)
+                continue
             try:
                 self._whole(recipe)
             except NothingToDoError as error:
                 nothing = error
         if nothing is not None and not self.outcomes:
             raise nothing
-        for base in islice(self._bases.values(), 1):
-            self._plain(base)
-        for base in self._promising():
-            self._divide(base)
+        return tuple(waiting)
+
+    def _takes_long(self, recipe: str) -> bool:
+        """Whether a recipe with finishing steps is expected to take half of the time that is left."""
+        finishes = bool(load_recipe(recipe, self._job.settings).finish)
+        left = self._job.time_limit - (perf_counter() - self._begin)
+        return finishes and _LEARNING * self._first_seconds > left / 2
 
     def report(self) -> TuneReport:
         """What was found, with the last word of the evaluation samples where there are any."""
@@ -128,7 +155,9 @@ class _Search:
         self._foretell_wholes()
         outcome, met = self.outcomes[best], self._met()
         self._learn_from_all(outcome.candidate)
-        result, result_metric = self._judged() if outcome.candidate.recipe != FLOAT else (None, None)
+        result, result_metric = (
+            last_word(job, self._metric, self._watch) if outcome.candidate.recipe != FLOAT else (None, None)
+        )
         return TuneReport(
             model=file_facts(job.model, self._source),
             limits=job.limits,
@@ -171,7 +200,9 @@ class _Search:
     def _whole(self, recipe: str) -> None:
         """A recipe as `quantize` follows it."""
         self._watch.phase(f"settle {recipe}")
+        begin = perf_counter()
         base = settle(self._job, recipe, self._watch, self._shard)
+        self._first_seconds = self._first_seconds or perf_counter() - begin
         if any(alike(base, other) for other in self._bases.values()):
             return
         self._bases[recipe] = base
@@ -312,25 +343,3 @@ class _Search:
     def _save(self, made: Built) -> None:
         save_model(made.model, output_path(self._job))
         write_plan(made.plan, output_path(self._job))
-
-    def _judged(self) -> tuple[Report, float | None]:
-        """The result beside the float model, and its metric, on the evaluation samples or without any on all others."""
-        job = self._job
-        self._watch.phase("validate")
-        compared = CompareJob(
-            float_model=job.model,
-            compressed=output_path(job),
-            recipe=job.recipe,
-            settings=job.settings,
-            evaluation=job.evaluation or job.calibration,
-            labels=job.labels,
-            threads=job.threads,
-            latency=job.cost_table is None,
-            max_memory=job.max_memory,
-        )
-        report = compare_models(compared, Watch(on_progress=self._watch.on_progress))
-        try:
-            return report, evaluated(compared, report, self._metric)
-        except UsageError as error:
-            self._watch.warn(f"the result has no value of the metric on the evaluation samples: {error.message}")
-            return report, None

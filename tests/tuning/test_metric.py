@@ -400,7 +400,7 @@ def test_outcomes_of_other_metrics_code_and_labels_are_not_taken_from_the_cache(
 
     def measured(**options: Any) -> int:
         """How many models are run, the evaluation of the result aside."""
-        monkeypatch.setattr("qcli.tuning.work.evaluated", lambda *_: None)
+        monkeypatch.setattr("qcli.tuning.last_word.evaluated", lambda *_: None)
         asked.clear()
         tune(job(tmp_path, **options))
         return len(asked)
