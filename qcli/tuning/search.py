@@ -32,12 +32,16 @@ _MORE_NOISE = 1.5
 
 
 class Aim(NamedTuple):
-    """What is searched for, how, and how many candidates are tried at a time."""
+    """What is searched for, how, and how many candidates are tried at a time.
+
+    All plans are tried in the end where there are `few` or less.
+    """
 
     limits: Limits
     objective: Objective
     strategy: Strategy = "front"
     at_once: int = 1
+    few: int = 0
 
 
 class PartSearch:
@@ -52,15 +56,20 @@ class PartSearch:
         self._asked: set[Ways] = set()
 
     def run(self, attempt: Try) -> Iterator[Outcome]:
-        """The outcomes, as they are found; ends where nothing better is foretold.
+        """The outcomes, as they are found; ends where nothing better is foretold, or all of few plans were tried.
 
         Raises UsageError if there are too many plans to try all of them.
         """
         search = {"front": self._along_front, "greedy": self._greedy, "exhaustive": self._exhaustive}
         yield from search[self._aim.strategy](attempt)
+        if self._aim.strategy == "front" and len(self._prices.own) > 0 and self._count() <= self._aim.few:
+            yield from self._exhaustive(attempt)
+
+    def _count(self) -> int:
+        return prod(len(self._prices.choices(part)) for part in range(len(self._prices.own)))
 
     def _exhaustive(self, attempt: Try) -> Iterator[Outcome]:
-        count = prod(len(self._prices.choices(part)) for part in range(len(self._prices.own)))
+        count = self._count()
         if count > _MOST_PLANS:
             hint = "leave out --search exhaustive, or restrict the network with the rules of a recipe"
             raise UsageError(

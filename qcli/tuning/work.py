@@ -44,6 +44,9 @@ _SAMPLES = 8
 _LEARNING = 10
 """How many times longer than the first recipe one with finishing steps takes, about."""
 
+_FEW_PLANS = 128
+"""So many are all tried, since noise and time of the smallest networks are foretold worst."""
+
 _COSTS = 2
 """Raised whenever the same parts would cost otherwise."""
 
@@ -267,7 +270,7 @@ class _Search:
         network, costs = self._network(base)
         whole = self._wholes()[base.name]
         corrected = Corrected(costs, whole.time, self._plain(base))
-        aim = Aim(self._job.limits, self._job.objective, self._job.search, self._job.jobs)
+        aim = Aim(self._job.limits, self._job.objective, self._job.search, self._job.jobs, _FEW_PLANS)
         for _ in PartSearch(whole, network, corrected, aim).run(self._try):
             if not self._time_left():
                 return

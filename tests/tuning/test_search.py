@@ -353,3 +353,13 @@ def test_a_way_is_known_by_its_rules() -> None:
     ways = tuple(range(len(WAYS)))
     assert ways_of(Candidate(recipe="r", why="", rules=rules_for(parts, ways)), parts) == ways
     assert ways_of(Candidate(recipe="r", why=""), parts) == (0,) * len(WAYS)
+
+
+def test_few_plans_are_all_tried() -> None:
+    world = World(costs_from(Random(3), 2))
+    whole = world.outcome(Candidate(recipe="made up", why="as it is"))
+    corrected = Corrected(world.costs, whole.time, 1.0)
+    every = PartSearch(whole, world.network, corrected, Aim(Limits(min_sqnr=25.0), "latency", "exhaustive"))
+    few = PartSearch(whole, world.network, corrected, Aim(Limits(min_sqnr=25.0), "latency", few=128))
+    asked, all_of = ({one.candidate.why for one in search.run(world.attempt)} for search in (few, every))
+    assert asked == all_of

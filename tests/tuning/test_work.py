@@ -57,7 +57,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneJob, TuneRep
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qcli.tuning.judge, "_EFFORT", Effort(least=0.01, most=0.02))
         patch.setenv("QCLI_CACHE_DIR", str(folder / "cache"))
-        given = job(folder, recipes=("int8-weights",), limits=Limits(min_sqnr=36.0))
+        given = job(folder, recipes=("int8-weights",), limits=Limits(min_sqnr=36.0, max_size=0.95))
         return given, tune(given)
 
 
