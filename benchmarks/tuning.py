@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 
 import msgspec
 
 from benchmarks.children import progress
 from benchmarks.subjects import Subject, subject
-from qcli import TuneJob, TuneReport, tune
+from qcli import QuantizeJob, TuneJob, TuneReport, quantize, tune
 from qcli.errors import QcliError
 from qcli.report import Environment, environment
 from qcli.tuning.files import title
@@ -71,7 +72,8 @@ class Row(Noun, frozen=True, kw_only=True):
 
     `held_out` is the ratio that the search saw, `foretold` and `measured` are times of the plan relative to float's.
     `first` and `near` are seconds: until the first result that keeps the limits, and until the first that is within 3 %
-    of the best one's speed. `seconds` is the whole search without the last word on evaluation samples.
+    of the best one's speed. `seconds` is the whole search without the last word on evaluation samples, `quantize` what
+    `quantize` takes for the first recipe, validation on calibration samples included, as a search does it.
     """
 
     wanted: Wanted
@@ -87,6 +89,7 @@ class Row(Noun, frozen=True, kw_only=True):
     first: float | None = None
     near: float | None = None
     seconds: float = 0.0
+    quantize: float | None = None
     tried: int = 0
     error: str = ""
 
@@ -118,6 +121,7 @@ def measure_tuning(
 
 def _row(subject: Subject, wanted: Wanted, time_limit: float) -> Row:
     with TemporaryDirectory() as folder:
+        seconds = _quantize_seconds(subject, Path(folder) / "quantized.onnx")
         job = TuneJob(
             model=subject.model,
             recipe=RECIPES[0],
@@ -131,9 +135,28 @@ def _row(subject: Subject, wanted: Wanted, time_limit: float) -> Row:
             threads=1,
         )
         try:
-            return _told(wanted, tune(job, Watch()))
+            return msgspec.structs.replace(_told(wanted, tune(job, Watch())), quantize=seconds)
         except QcliError as error:
             return Row(wanted=wanted, error=error.message)
+
+
+def _quantize_seconds(subject: Subject, output: Path) -> float | None:
+    begin = perf_counter()
+    job = QuantizeJob(
+        model=subject.model,
+        recipe=RECIPES[0],
+        settings=subject.settings()[1:],
+        calibration=subject.calibration,
+        evaluation=subject.calibration,
+        output=output,
+        threads=1,
+        cache=False,
+    )
+    try:
+        quantize(job)
+    except QcliError:
+        return None
+    return perf_counter() - begin
 
 
 def _told(wanted: Wanted, report: TuneReport) -> Row:
@@ -164,7 +187,16 @@ def _told(wanted: Wanted, report: TuneReport) -> Row:
 
 def tuning_markdown(report: TuningReport) -> str:
     """The rows as a table."""
-    heads = ("model, limit", "wanted", "result", "on `eval`", "speed", "size", "foretold", "first, near, all (s)")
+    heads = (
+        "model, limit",
+        "wanted",
+        "result",
+        "on `eval`",
+        "speed",
+        "size",
+        "foretold",
+        "first, near, all; quantize (s)",
+    )
     lines = [f"| {' | '.join(heads)} |", "|--" * len(heads) + "|"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in report.rows]
     return "\n".join(lines) + "\n"
@@ -180,6 +212,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     accuracy = "exact" if row.sqnr is None else f"{row.sqnr:.1f} dB{drop}"
     foretold = "" if row.foretold is None or row.measured is None else f"{row.foretold / row.measured - 1:+.0%}"
     times = ", ".join("-" if value is None else f"{value:.0f}" for value in (row.first, row.near, row.seconds))
+    times += "; -" if row.quantize is None else f"; {row.quantize:.0f}"
     return (*head, row.plan, accuracy, f"{row.speedup:.2f}x", f"{row.size:.3f}", foretold, times)
 
 

@@ -14,7 +14,8 @@ from qcli.graph import concrete_shapes
 from qcli.memory import Budget
 from qcli.plugins import create
 from qcli.tuning.base import Base
-from qcli.tuning.parts import Part, network_of, untouched, without
+from qcli.tuning.parts import Part, network_of
+from qcli.tuning.ways import STORED, UNTOUCHED
 from qcli.types import Entry, Grid, Match, Plan, Role, Rule
 from qcli.watch import Watch
 
@@ -43,7 +44,7 @@ class Means(NamedTuple):
     budget: Budget
 
 
-AS_IT_IS = Way("float", without, ())
+AS_IT_IS = Way("float", STORED.of, ())
 """No part goes back."""
 
 
@@ -72,8 +73,8 @@ def _ways(noise: Sequence[tuple[Part, tuple[float, float]]], plan: Plan) -> Iter
     few = {entry.site.node for entry in plan.entries if _has_few_bits(entry)}
     yield Way("wider", widened, _ranked((weights, part) for part, (_, weights) in noise if part.key in few))
     active = [(part, pair) for part, pair in noise if part.activations is not None]
-    yield Way("float", without, _ranked((both - weights, part) for part, (both, weights) in active))
-    yield Way("untouched", untouched, _ranked((both, part) for part, (both, _) in noise))
+    yield Way("float", STORED.of, _ranked((both - weights, part) for part, (both, weights) in active))
+    yield Way("untouched", UNTOUCHED.of, _ranked((both, part) for part, (both, _) in noise))
 
 
 def _has_few_bits(entry: Entry) -> bool:

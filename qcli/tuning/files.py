@@ -9,11 +9,12 @@ from pathlib import Path
 
 from qcli.errors import UsageError
 from qcli.files import replace_file
+from qcli.job import named_inputs
 from qcli.plan import plan_text
 from qcli.render import cell
 from qcli.report import encode_report
 from qcli.tuning.limits import is_kept, quality
-from qcli.tuning.nouns import Outcome, TuneReport
+from qcli.tuning.nouns import Outcome, TuneJob, TuneReport
 from qcli.tuning.picture import View, draw, views
 from qcli.types import Plan
 from qcli.watch import Standing
@@ -39,6 +40,13 @@ def tune_writer(path: Path) -> Callable[[TuneReport], bytes]:
         known = " ".join(_WRITERS)
         raise UsageError(f"report '{path}': unknown format '{path.suffix}'", f"the suffix is one of {known}")
     return writer
+
+
+def files_read(job: TuneJob) -> tuple[Path, ...]:
+    """The files and folders that a search reads."""
+    more = (*job.recipes, *((job.metric,) if job.metric is not None else ()))
+    table = () if job.cost_table is None else (job.cost_table,)
+    return (*named_inputs(job), *map(Path, more), *table)
 
 
 def plan_path(output: Path) -> Path:
@@ -108,13 +116,14 @@ def _to_csv(report: TuneReport) -> bytes:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     own = () if report.tried[0].metric is None else ("metric",)
-    keys = ("sqnr", "drop", "size", "ms", "speedup", "steady", "seconds", "found", *own)
-    writer.writerow(("recipe", "why", *keys, "kept", "best", "front_latency", "front_size"))
+    keys = ("sqnr", "drop", "size", "ms", "speedup", "error_db", "steady", "seconds", "found", *own)
+    writer.writerow(("recipe", "why", "foretold", *keys, "kept", "best", "front_latency", "front_size"))
     for number, outcome in enumerate(report.tried):
         figures = [getattr(outcome, key) for key in keys]
         kept, best = is_kept(outcome, report.limits), number == report.best
         marks = (kept, best, number in report.front_latency, number in report.front_size)
-        writer.writerow((outcome.candidate.recipe, outcome.candidate.why, *figures, *marks))
+        candidate = outcome.candidate
+        writer.writerow((candidate.recipe, candidate.why, candidate.foretold, *figures, *marks))
     return stream.getvalue().encode()
 
 

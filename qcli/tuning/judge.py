@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -33,6 +33,8 @@ _KEPT_BYTES = 256 << 20
 _FEEDS = 4
 
 _EFFORT = Effort(least=0.8, most=5.0)
+_RACE = Effort(least=3.0, most=15.0)
+"""How long candidates are timed, one beside the float model or several."""
 
 
 LEARN, JUDGE = (1, 2), (2, 2)
@@ -122,12 +124,12 @@ class Judge:
         accuracy = comparison.accuracy()
         return Judged(**msgspec.structs.asdict(accuracy), metric=tally.value(accuracy), error_db=spread.error_db())
 
-    def latency(self, model: Model) -> Latency:
-        """Of the float model and of this one, interleaved."""
+    def latency(self, models: Sequence[Model], *, race: bool = False) -> Latency:
+        """Of the float model and of these, interleaved."""
         if self._clock is None:
             self._clock = Session(self._source.runnable(), threads=self._threads, spin=False)
-        candidate = Session(model.runnable(), threads=self._threads, spin=False)
-        return measure([self._clock, candidate], self._feeds, self._threads, _EFFORT)
+        candidates = [Session(model.runnable(), threads=self._threads, spin=False) for model in models]
+        return measure([self._clock, *candidates], self._feeds, self._threads, _RACE if race else _EFFORT)
 
     def sample(self) -> Iterator[Sample]:
         return iter(self._samples)

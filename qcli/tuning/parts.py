@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from glob import escape
 from math import prod
 
 from qcli.analysis.simulate import Simulation
 from qcli.graph import Model, Node, Value, is_constant, node_key
-from qcli.types import Match, Plan, Role, Rule
+from qcli.types import Plan, Role
 
 
 @dataclass(frozen=True)
@@ -53,21 +52,6 @@ def network_of(model: Model, plan: Plan, simulation: Simulation, shapes: Mapping
     )
     homes = {name: number for number, part in enumerate(parts) for name in part.names}
     return Network(parts, tuple(_edges(model, homes, carried, shapes)))
-
-
-def without(parts: tuple[Part, ...]) -> tuple[Rule, ...]:
-    """The rules that make these parts compute in float, with their weights stored as integers."""
-    names = tuple(escape(part.key) for part in parts)
-    if not names:
-        return ()
-    stored = Rule(match=Match(name=names, role=Role.WEIGHT), encoding="weight_only")
-    return (stored, Rule(match=Match(name=names, role=Role.INPUT), keep="float"))
-
-
-def untouched(parts: tuple[Part, ...]) -> tuple[Rule, ...]:
-    """The rules that leave these parts as they are, weights included."""
-    names = tuple(escape(part.key) for part in parts)
-    return (Rule(match=Match(name=names), keep="float"),) if names else ()
 
 
 def _swallowed(node: Node, own: set[str], carried: set[str]) -> Iterator[str]:

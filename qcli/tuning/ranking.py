@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from qcli.tuning.base import Base
+from qcli.tuning.base import NOTHING, Base
+from qcli.tuning.cost_sums import Costs
 from qcli.tuning.limits import is_accurate
 from qcli.tuning.nouns import Outcome, TuneJob
+from qcli.tuning.parts import Network
 
 _FAR_SLOWER = 0.75
 
@@ -34,3 +36,18 @@ def alike(one: Base, other: Base) -> bool:
     """Two recipes can come to the same model and plan, where the network lacks what one of them adds."""
     entries = [[msgspec.structs.replace(entry, because="") for entry in base.plan.entries] for base in (one, other)]
     return entries[0] == entries[1] and one.prepared.model.digest() == other.prepared.model.digest()
+
+
+def with_foretold(outcomes: Sequence[Outcome], known: Mapping[str, tuple[Network, Costs]]) -> list[Outcome]:
+    """Outcomes, with what the profile of its parts foretells for each recipe that was tried as it is."""
+    plain = {one.candidate.recipe: one.time for one in outcomes if one.candidate.rules == NOTHING}
+
+    def told(one: Outcome) -> Outcome:
+        recipe = one.candidate.recipe
+        if one.candidate.foretold is not None or recipe not in known or recipe not in plain:
+            return one
+        network, costs = known[recipe]
+        time = costs.time((0,) * len(network.parts)) * plain[recipe]
+        return msgspec.structs.replace(one, candidate=msgspec.structs.replace(one.candidate, foretold=time))
+
+    return [told(one) for one in outcomes]

@@ -15,11 +15,13 @@ from qcli.cache import find_document, keep_document, key_of_facts
 from qcli.errors import RuntimeFailure
 from qcli.files import scratch_folder
 from qcli.graph import Model, save_model
+from qcli.latency import Latency
 from qcli.report import environment, file_facts
 from qcli.tuning.base import Base, Built, build
 from qcli.tuning.doubts import busy
 from qcli.tuning.judge import Judge, Judged, drop_of
 from qcli.tuning.nouns import FLOAT, Candidate, Outcome, TuneJob
+from qcli.tuning.run_off import keep_race, known_race
 from qcli.tuning.workers import Workers
 from qcli.watch import Watch
 
@@ -115,6 +117,17 @@ class Trying:
                 if self._job.cache and tried.outcome.steady:
                     keep_document(tried.key, msgspec.json.encode(tried.outcome))
 
+    def race(self, candidates: Sequence[tuple[Base, Candidate]]) -> Latency:
+        """The float model and candidates that were made before, timed together."""
+        key = key_of_facts(["race", _TUNING, *(self.key(base, candidate) for base, candidate in candidates)])
+        known = known_race(key, self._job)
+        if known is not None:
+            return known
+        made = [build(base, candidate, self._job, self._watch) for base, candidate in candidates]
+        latency = self._judge.latency([one.model for one in made if one is not None], race=True)
+        keep_race(key, self._job, latency)
+        return latency
+
     def _judged(self, models: Sequence[Model], paths: Sequence[Path]) -> list[Judged | None]:
         if self._workers is not None and len(paths) > 1:
             return self._workers.accuracies(paths)
@@ -146,7 +159,7 @@ class Trying:
         if self._float_ms is not None:
             share = candidate.foretold if candidate.foretold is not None else 1.0
             return share * self._float_ms, 1 / max(share, 1e-9), True
-        latency = self._judge.latency(model)
+        latency = self._judge.latency([model])
         place = 0 if candidate.recipe == FLOAT else 1
         if candidate.recipe == FLOAT:
             for text in busy(latency):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 
 import msgspec
@@ -15,7 +14,6 @@ from qcli.dataset import Sample
 from qcli.errors import Interrupted, NothingToDoError
 from qcli.files import check_distinct, check_writable
 from qcli.graph import load_model, save_model
-from qcli.job import named_inputs
 from qcli.job_files import check_outputs, output_path
 from qcli.pipeline import threads_of
 from qcli.recipe import load_recipe
@@ -24,14 +22,15 @@ from qcli.tuning.base import NOTHING, Base, Built, build, settle
 from qcli.tuning.cost_sums import Corrected, Costs
 from qcli.tuning.costs import Machine, costs_of
 from qcli.tuning.doubts import doubts
-from qcli.tuning.files import plan_path, standing, tune_writer, write_plan, write_tuning
+from qcli.tuning.files import files_read, plan_path, standing, tune_writer, write_plan, write_tuning
 from qcli.tuning.judge import Judge, Judged, check_resolution, open_judge
 from qcli.tuning.last_word import last_word
 from qcli.tuning.limits import best_of, front, reason_of
 from qcli.tuning.metric import check_float_model, metric_of
 from qcli.tuning.nouns import FLOAT, Candidate, Outcome, TuneJob, TuneReport
 from qcli.tuning.parts import Network
-from qcli.tuning.ranking import alike, promising
+from qcli.tuning.ranking import alike, promising, with_foretold
+from qcli.tuning.run_off import finalists, timed
 from qcli.tuning.search import Aim, PartSearch
 from qcli.tuning.table_costs import Elsewhere, foretold_costs, table_for
 from qcli.tuning.trying import Tried, Trying
@@ -60,7 +59,7 @@ def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
     watch = watch or Watch()
     check_outputs(msgspec.structs.replace(job, reports=()))
     output = output_path(job)
-    check_distinct((output, plan_path(output), *job.reports), _read(job))
+    check_distinct((output, plan_path(output), *job.reports), files_read(job))
     for path in job.reports:
         tune_writer(path)
         check_writable(path)
@@ -77,13 +76,6 @@ def tune(job: TuneJob, watch: Watch | None = None) -> TuneReport:
     for path in job.reports:
         write_tuning(report, path)
     return report
-
-
-def _read(job: TuneJob) -> tuple[Path, ...]:
-    """The files and folders that a search reads."""
-    more = (*job.recipes, *((job.metric,) if job.metric is not None else ()))
-    table = () if job.cost_table is None else (job.cost_table,)
-    return (*named_inputs(job), *map(Path, more), *table)
 
 
 class _Search:
@@ -108,7 +100,11 @@ class _Search:
             self._trying.close()
 
     def run(self) -> None:
-        """Whole recipes, then parts of those that are accurate and fast, or may become so."""
+        """Whole recipes, parts of those that are accurate and fast, or may become so, and a race of the fastest."""
+        self._search()
+        self._race()
+
+    def _search(self) -> None:
         if self._table is None:
             self._start()
         waiting = self._recipes(tuple(dict.fromkeys((self._job.recipe, *self._job.recipes))))
@@ -155,7 +151,7 @@ class _Search:
         self._watch.on_standing(None)
         for text in doubts(job, self.outcomes, perf_counter() - self._begin, divisible=bool(self._promising())):
             self._watch.warn(text)
-        self._foretell_wholes()
+        self.outcomes[:] = with_foretold(self.outcomes, self._costs)
         outcome, met = self.outcomes[best], self._met()
         self._learn_from_all(outcome.candidate)
         result, result_metric = (
@@ -256,6 +252,19 @@ class _Search:
         if made is not None:
             self._save(made)
 
+    def _race(self) -> None:
+        """Times the fastest plans together, and makes the best of them the result."""
+        numbers = finalists(self.outcomes, self._job)
+        if self._trying is None or not numbers:
+            return
+        self._watch.phase("race")
+        runners = [self.outcomes[number] for number in numbers]
+        made = [(self._bases[one.candidate.recipe], one.candidate) for one in runners]
+        for number, outcome in zip(numbers, timed(runners, self._trying.race(made)), strict=True):
+            self.outcomes[number] = outcome
+        if self._best() != self._written:
+            self._write(self._best(), None)
+
     def _promising(self) -> Sequence[Base]:
         return promising(list(self._bases.values()), self._wholes(), self._job)
 
@@ -310,17 +319,6 @@ class _Search:
         if self._job.cache:
             keep_document(key, msgspec.json.encode(costs))
         return costs
-
-    def _foretell_wholes(self) -> None:
-        """Adds what the profile of its parts foretells to each recipe that was tried as it is."""
-        plain = {one.candidate.recipe: one.time for one in self.outcomes if one.candidate.rules == NOTHING}
-        for number, one in enumerate(self.outcomes):
-            recipe = one.candidate.recipe
-            if one.candidate.foretold is None and recipe in self._costs and recipe in plain:
-                network, costs = self._costs[recipe]
-                time = costs.time((0,) * len(network.parts)) * plain[recipe]
-                candidate = msgspec.structs.replace(one.candidate, foretold=time)
-                self.outcomes[number] = msgspec.structs.replace(one, candidate=candidate)
 
     def _time_left(self) -> bool:
         return perf_counter() - self._begin < self._job.time_limit

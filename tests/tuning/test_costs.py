@@ -12,7 +12,7 @@ from qcli.tuning.base import NOTHING, Base, build, settle
 from qcli.tuning.cost_sums import Corrected, Costs
 from qcli.tuning.costs import Machine, costs_of, static_parts
 from qcli.tuning.nouns import Candidate, TuneJob
-from qcli.tuning.parts import Network, without
+from qcli.tuning.parts import Network
 from qcli.tuning.uniform import network_for, uniforms
 from qcli.tuning.ways import BLOCKS, DYNAMIC, STORED, UNTOUCHED, WAYS
 from qcli.watch import Watch
@@ -108,7 +108,7 @@ def test_corrected_by_what_was_measured(whole: float, plain: float) -> None:
 def test_a_candidate_takes_over_what_its_base_learned(taken: int, tmp_path: Path) -> None:
     job, base, network, _ = made("int8-minmax", tmp_path)
     out = tuple(part for part in network.parts if part.weights is not None)[taken : taken + 2]
-    built = build(base, Candidate(recipe="int8-minmax", why="", rules=without(out)), job, Watch())
+    built = build(base, Candidate(recipe="int8-minmax", why="", rules=STORED.of(out)), job, Watch())
     assert built is not None
     taken_out = {part.key for part in out}
     left = {entry.site.node: entry for entry in base.plan.entries if entry.site.op == "Conv"}

@@ -11,7 +11,8 @@ from qcli.graph import concrete_shapes, normalize_graph
 from qcli.plan import make_plan
 from qcli.recipe import load_recipe
 from qcli.tuning.base import _with_rules
-from qcli.tuning.parts import Edge, Network, network_of, untouched, without
+from qcli.tuning.parts import Edge, Network, network_of
+from qcli.tuning.ways import STORED, UNTOUCHED
 from qcli.types import Plan, Role, Rule
 
 
@@ -50,7 +51,7 @@ def test_edges_pass_through_what_only_moves_codes() -> None:
 @pytest.mark.parametrize("key", ["c1", "c3", "y"])
 def test_without_a_part_it_is_float_and_its_weight_stored(key: str) -> None:
     [part] = [part for part in network(conv_net()).parts if part.key == key]
-    plan = planned(conv_net(), without((part,)))
+    plan = planned(conv_net(), STORED.of((part,)))
     assert key in {kept.node for kept in plan.kept_float}
     assert not [entry for entry in plan.entries if entry.site.node == key and entry.site.role is Role.INPUT]
     stored = [entry for entry in plan.entries if entry.site.node == key and entry.site.role is Role.WEIGHT]
@@ -59,12 +60,12 @@ def test_without_a_part_it_is_float_and_its_weight_stored(key: str) -> None:
 
 def test_an_untouched_part_keeps_its_weight() -> None:
     [part] = [part for part in network(dense_net()).parts if part.op == "Gemm"]
-    plan = planned(dense_net(), untouched((part,)))
+    plan = planned(dense_net(), UNTOUCHED.of((part,)))
     assert {entry.site.op for entry in plan.entries if entry.site.role is Role.WEIGHT} == {"MatMul"}
 
 
 def test_nothing_to_take_out_needs_no_rules() -> None:
-    assert without(()) == untouched(()) == ()
+    assert STORED.of(()) == UNTOUCHED.of(()) == ()
 
 
 def test_names_are_taken_as_they_are() -> None:
@@ -75,5 +76,5 @@ def test_names_are_taken_as_they_are() -> None:
                 item.output[place] = "y[0]*"
     proto.graph.output[0].name = "y[0]*"
     [part] = [part for part in network(proto).parts if part.op == "Gemm"]
-    plan = planned(proto, untouched((part,)))
+    plan = planned(proto, UNTOUCHED.of((part,)))
     assert {entry.site.op for entry in plan.entries if entry.site.role is Role.WEIGHT} == {"MatMul"}

@@ -32,6 +32,7 @@ GRAY = "samples.calibration.preprocess={channels: gray, preset: unit}"
 def soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is measured here is not how fast anything is."""
     monkeypatch.setattr(qcli.tuning.judge, "_EFFORT", Effort(least=0.01, most=0.02))
+    monkeypatch.setattr(qcli.tuning.judge, "_RACE", Effort(least=0.01, most=0.02))
     monkeypatch.setenv("QCLI_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -56,6 +57,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneJob, TuneRep
     folder = tmp_path_factory.mktemp("searched")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qcli.tuning.judge, "_EFFORT", Effort(least=0.01, most=0.02))
+        patch.setattr(qcli.tuning.judge, "_RACE", Effort(least=0.01, most=0.02))
         patch.setenv("QCLI_CACHE_DIR", str(folder / "cache"))
         given = job(folder, recipes=("int8-weights",), limits=Limits(min_sqnr=36.0, max_size=0.95))
         return given, tune(given)
@@ -213,11 +215,11 @@ def test_a_time_without_parts_is_said(tmp_path: Path) -> None:
 def test_a_machine_that_is_busy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latency = qcli.tuning.judge.Judge.latency
 
-    def disturbed(self: qcli.tuning.judge.Judge, model: Any) -> Latency:
-        seen = latency(self, model)
-        first, second = seen.timings
-        slow = msgspec.structs.replace(second, median_ms=2 * first.median_ms, spread_ms=9 * first.median_ms)
-        return msgspec.structs.replace(seen, timings=(first, slow))
+    def disturbed(self: qcli.tuning.judge.Judge, models: Any, *, race: bool = False) -> Latency:
+        seen = latency(self, models, race=race)
+        first, *others = seen.timings
+        slow = {"median_ms": 2 * first.median_ms, "spread_ms": 9 * first.median_ms}
+        return msgspec.structs.replace(seen, timings=(first, *(msgspec.structs.replace(one, **slow) for one in others)))
 
     monkeypatch.setattr(qcli.tuning.judge.Judge, "latency", disturbed)
     report = tune(job(tmp_path, time_limit=0.001, reports=(tmp_path / "r.md",)))
