@@ -28,7 +28,8 @@ _SYNTAX = re.compile(r"\s*(?P<path>[^<>=!]+?)\s*(?P<comparison><=|>=|==|!=|<|>)\
 _ANY = "*"
 """Stands in a path for the name of an output or an operator."""
 
-_COUNTS = "kernels.by_kernel."
+_COUNTS = ("kernels.by_kernel.", "size.bytes_by.weights.")
+"""What counts kinds of things: of a kind that is not there, there are none."""
 
 _NEEDS = (
     ("accuracy.top1", "labels", "give --labels FILE, or a labels.csv beside the samples"),
@@ -36,6 +37,7 @@ _NEEDS = (
     ("accuracy.agreement", "a classifier", "it is defined for an output of shape [N, C] alone"),
     ("accuracy", "validation samples", "give --eval DIR"),
     ("latency", "latency", "leave out --no-latency"),
+    ("memory", "memory", "ask for it with --memory"),
     ("fallback", "a fallback", "name one in the recipe, as in fallback: {max_drop: 0.01}"),
     ("kernels", "a validated model", "use it with quantize, validate or tune"),
     ("size", "a validated model", "use it with quantize, validate or tune"),
@@ -76,6 +78,11 @@ def refuse_unrun(gates: Sequence[Gate], sections: Collection[str], why: str) -> 
             raise UsageError(f"gate '{gate.text}' needs what will not be measured: {why}", hint)
 
 
+def unmeasured(latency: bool, memory: bool) -> tuple[str, ...]:
+    """What a run lacks that measures latency and memory or does not, as `check_gates` wants it."""
+    return tuple(name for name, measured in (("latency", latency), ("memory", memory)) if not measured)
+
+
 def parse_gate(text: str) -> Gate:
     """Raises UsageError that says what is wrong with the text."""
     match = _SYNTAX.fullmatch(text)
@@ -106,8 +113,8 @@ def known_paths() -> tuple[str, ...]:
 
 def _judged(gate: Gate, data: Mapping[str, Any]) -> GateResult:
     value = _find(data, gate.path)
-    if value is None and gate.path.startswith(_COUNTS) and data.get("kernels"):
-        value = 0  # an operator that is not there
+    if value is None and gate.path.startswith(_COUNTS) and data.get(gate.path.partition(".")[0]):
+        value = 0
     if value is None:
         raise _unmeasured(gate, data)
     number = float(value)

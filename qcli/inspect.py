@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from qcli.benching.peak import measure_peak
 from qcli.contracts import InputSpec
 from qcli.errors import RuntimeFailure, UnsupportedError
 from qcli.graph import Model, Node, check_sizes, concrete_shapes, constant_of, load_model, normalize_graph
@@ -16,6 +17,8 @@ from qcli.kernels import read_kernels, work_of
 from qcli.latency import made_up_feeds
 from qcli.layers import LAYERS, RECURRENT, multiply_accumulates
 from qcli.report import FileFacts, file_facts
+from qcli.sizes import BytesBy, MemoryFacts
+from qcli.storage import read_storage
 from qcli.types import Array, Noun
 
 _QUANTIZE = ("QuantizeLinear", "DynamicQuantizeLinear")
@@ -34,7 +37,9 @@ class KernelCounts(Noun, frozen=True, kw_only=True):
 class Inspection(Noun, frozen=True, kw_only=True):
     """The facts of one model file.
 
-    `weight_bytes` are by dtype, `graph_bytes` is the rest of the file. `block_sizes` counts the nodes that decode
+    `weight_bytes` are those of all constants by dtype, `graph_bytes` is the rest of the file. `bytes_by` says what the
+    constants are; it and the three after it are those of `qcli.sizes.Storage`. `memory` is what running the model
+    takes, null unless it was asked for and where the system does not tell. `block_sizes` counts the nodes that decode
     weights in blocks, by the size of a block. `multiply_accumulates` are those of one sample, free axes of size one;
     null where shapes cannot be inferred. `kernels` is null, and `problem` says why, if onnxruntime cannot load the
     model.
@@ -48,6 +53,11 @@ class Inspection(Noun, frozen=True, kw_only=True):
     operators: dict[str, int]
     weight_bytes: dict[str, int]
     graph_bytes: int
+    bytes_by: BytesBy
+    weights: int
+    bits_per_weight: float | None
+    external_bytes: int
+    memory: MemoryFacts | None = None
     quantize_nodes: int
     dequantize_nodes: int
     block_sizes: dict[str, int]
@@ -56,8 +66,11 @@ class Inspection(Noun, frozen=True, kw_only=True):
     problem: str = ""
 
 
-def inspect_model(path: Path) -> Inspection:
-    """Looks at a model without changing it. Raises InputError for what is no model."""
+def inspect_model(path: Path, *, memory: bool = False) -> Inspection:
+    """Looks at a model without changing it; with `memory` also runs it in a process of its own.
+
+    Raises InputError for what is no model.
+    """
     model = load_model(path)
     check_sizes(model)
     facts = file_facts(path, model)
@@ -72,6 +85,8 @@ def inspect_model(path: Path) -> Inspection:
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
         weight_bytes=weights,
         graph_bytes=max(facts.bytes - sum(weights.values()), 0),
+        memory=measure_peak(path, feeds) if memory and feeds is not None else None,
+        **msgspec.structs.asdict(read_storage(path)),
         quantize_nodes=sum(operators[op] for op in _QUANTIZE),
         dequantize_nodes=sum(operators[op] for op in _DEQUANTIZE),
         block_sizes=_block_sizes(model),

@@ -15,7 +15,7 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     samples. `plan` and `stats` are files made earlier, used in place of planning and measuring. `random_samples`
     calibrates on that many random inputs, for smoke tests. `threads` 0 means one for each core. `requantize_rest`
     accepts a model that is quantized in part, and quantizes only what is still float. `max_memory` are the bytes that
-    models may take while they run; None means what is free.
+    models may take while they run; None means what is free. `memory` measures what both models take.
     """
 
     model: Path
@@ -34,6 +34,7 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     threads: int = 0
     max_memory: int | None = None
     latency: bool = True
+    memory: bool = False
     cache: bool = True
     keep_failing: bool = False
     dry_run: bool = False

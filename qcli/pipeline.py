@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from qcli.apply import apply_plan
+from qcli.benching.peak import measure_both
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
 from qcli.choose import choose, is_undecided
@@ -19,17 +20,17 @@ from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
 from qcli.energies import doubts_about_energies
-from qcli.errors import NothingToDoError, UsageError
+from qcli.errors import NothingToDoError, UnsupportedError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.files import scratch_folder
 from qcli.finish import Finishing, Settled
-from qcli.gates import check_gates, evaluate, refuse_unrun
+from qcli.gates import check_gates, evaluate, refuse_unrun, unmeasured
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
 from qcli.held_out import Trial
 from qcli.job import QuantizeJob
 from qcli.job_files import check_outputs, dependencies, output_path
 from qcli.job_samples import calibration_samples, evaluation_samples, named_evaluation, step_samples
-from qcli.latency import Effort
+from qcli.latency import Effort, made_up_feeds
 from qcli.learn import doubts_about_learning
 from qcli.measured import requests_of, wishes_of
 from qcli.memory import budget_of
@@ -55,8 +56,10 @@ from qcli.report import (
     size_of,
     with_gates,
 )
+from qcli.sizes import BothMemories
 from qcli.solve import Solution, solve
 from qcli.statistics import Statistics, load_statistics
+from qcli.storage import read_storage
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
@@ -75,7 +78,7 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
     check_outputs(job)
     prepared = prepare_job(job, watch)
     fallible = prepared.recipe.fallback is not None and job.plan is None
-    lacking = (*(() if job.latency else ("latency",)), *(() if fallible else ("a fallback",)))
+    lacking = (*unmeasured(job.latency, job.memory), *(() if fallible else ("a fallback",)))
     gates = check_gates((*prepared.recipe.gates, *job.gates), lacking=lacking)
     means = means_of(budget_of(job.max_memory), prepared.source)
     refuse_unrun(gates, means.unmeasured, means.why)
@@ -93,6 +96,8 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
         save_model(quantized, written)
         facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
         validation = validate(_validate_job(job, prepared, evaluation, written, means)) if means.runs else None
+        storage = read_storage(written)
+        memory = _memory(job, prepared, written) if job.memory and means.runs else None
     if means.why:
         watch.warn(means.why)
     report = _report(job, prepared, validation, watch)
@@ -100,7 +105,8 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
         report,
         fallback=fallback,
         output=facts,
-        size=size_of(_facts_of(report.model), facts),
+        size=size_of(_facts_of(report.model), facts, storage),
+        memory=memory,
         seconds=Seconds(**watch.finish()),
         peak_memory_mb=peak_memory_mb(),
     )
@@ -244,6 +250,16 @@ def _validate_job(
         reasons={kept.node: kept.reason for kept in prepared.plan.kept_float},
         lean=means.lean,
     )
+
+
+def _memory(job: QuantizeJob, prepared: Prepared, written: Path) -> BothMemories | None:
+    """What both models take on a calibration sample, or on a made-up one."""
+    first = next(iter(prepared.calibration), None) if prepared.calibration is not None else None
+    try:
+        feeds = first.feeds if first is not None else made_up_feeds(prepared.source.inputs())
+    except UnsupportedError:  # text is not made up
+        return None
+    return measure_both(job.model, written, feeds)
 
 
 def _report(job: QuantizeJob, prepared: Prepared, validation: Validation | None, watch: Watch) -> Report:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from qcli.files import replace_file, writer_for
 from qcli.report import Accuracy, FallbackFacts, FloatNode, KernelFacts, Report, Scores, encode_report
+from qcli.sizes import BothMemories, in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +74,10 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         yield "fallback", _fallback(report.fallback)
     if report.kernels is not None:
         yield from _kernel_rows(report.kernels)
+    if report.size is not None and report.size.bits_per_weight is not None:
+        yield "weights", f"{report.size.weights:,}, {report.size.bits_per_weight:.2f} bits each with their scales"
+    if report.memory is not None:
+        yield from _memory_rows(report.memory)
     if report.latency is not None:
         speed = report.latency
         threads = "1 thread" if speed.threads == 1 else f"{speed.threads} threads"
@@ -179,6 +184,11 @@ def _accuracy_rows(accuracy: Accuracy) -> Iterator[tuple[str, str]]:
 def _kernel_rows(kernels: KernelFacts) -> Iterator[tuple[str, str]]:
     share = _percent(kernels.integer_share)
     yield "kernels", f"{kernels.integer} integer, {kernels.float_} float; {share} of the work on integers"
+
+
+def _memory_rows(memory: BothMemories) -> Iterator[tuple[str, str]]:
+    for name, facts in (("float", memory.float_), ("compressed", memory.compressed)):
+        yield f"memory, {name}", "not told by the system" if facts is None else in_words(facts)
 
 
 def _fallback(facts: FallbackFacts) -> str:

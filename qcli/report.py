@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from qcli.sizes import BothMemories, BytesBy, Storage
 from qcli.types import Noun
 
 if TYPE_CHECKING:
@@ -44,11 +45,18 @@ class SampleCounts(Noun, frozen=True, kw_only=True):
 
 
 class Size(Noun, frozen=True, kw_only=True):
-    """External data included. `ratio` = bytes / float_bytes."""
+    """External data included. `ratio` = bytes / float_bytes.
+
+    The others are those of the compressed model, as in `Storage`.
+    """
 
     float_bytes: int
     bytes: int
     ratio: float
+    bytes_by: BytesBy | None = None
+    weights: int | None = None
+    bits_per_weight: float | None = None
+    external_bytes: int | None = None
 
 
 class Scores(Noun, frozen=True, kw_only=True):
@@ -205,6 +213,7 @@ class Report(Noun, frozen=True, kw_only=True):
     accuracy: Accuracy | None = None
     kernels: KernelFacts | None = None
     latency: LatencyFacts | None = None
+    memory: BothMemories | None = None
     gates: tuple[GateResult, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: Seconds | None = None
@@ -248,12 +257,14 @@ def model_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *external_files(path)))
 
 
-def size_of(float_model: FileFacts, compressed: FileFacts) -> Size:
-    return Size(
+def size_of(float_model: FileFacts, compressed: FileFacts, storage: Storage | None = None) -> Size:
+    """`storage` is what is known of the compressed model's bytes."""
+    size = Size(
         float_bytes=float_model.bytes,
         bytes=compressed.bytes,
         ratio=compressed.bytes / float_model.bytes,
     )
+    return size if storage is None else msgspec.structs.replace(size, **msgspec.structs.asdict(storage))
 
 
 def environment() -> Environment:
@@ -286,16 +297,28 @@ def peak_memory_mb() -> float | None:
     """The largest resident memory of this process so far, in 10^6 bytes; None where it cannot be known."""
     if os.name == "nt":
         return _windows_peak_memory_mb()
-    status = Path("/proc/self/status")  # on Linux getrusage begins with the peak of the parent process
-    if status.exists():
-        for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / _MEGABYTE
+    told = _told_by_linux("VmHWM:")  # getrusage begins with the peak of the parent process there
+    if told is not None:
+        return told
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     return peak * unit / _MEGABYTE
+
+
+def memory_mb() -> float | None:
+    """The resident memory of this process now, in 10^6 bytes; None where it cannot be known."""
+    return _told_by_linux("VmRSS:")
+
+
+def _told_by_linux(key: str) -> float | None:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024 / _MEGABYTE
+    return None
 
 
 def _windows_peak_memory_mb() -> float | None:

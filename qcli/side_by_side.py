@@ -8,11 +8,12 @@ from pathlib import Path
 
 import msgspec
 
+from qcli.benching.peak import measure_both
 from qcli.dataset import Sample
 from qcli.doubts import slower
 from qcli.errors import NothingToDoError
 from qcli.files import check_distinct, check_writable
-from qcli.gates import check_gates, evaluate, refuse_unrun
+from qcli.gates import check_gates, evaluate, refuse_unrun, unmeasured
 from qcli.graph import Model, check_sizes, load_model
 from qcli.latency import Effort
 from qcli.memory import budget_of
@@ -29,6 +30,7 @@ from qcli.report import (
     with_gates,
 )
 from qcli.sources import SampleStream, open_source
+from qcli.storage import read_storage
 from qcli.types import Noun
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
@@ -50,6 +52,7 @@ class CompareJob(Noun, frozen=True, kw_only=True):
     reports: tuple[Path, ...] = ()
     threads: int = 0
     latency: bool = True
+    memory: bool = False
     max_memory: int | None = None
 
 
@@ -65,7 +68,7 @@ def compare_models(job: CompareJob, watch: Watch | None = None) -> Report:
         report_writer(path)
         check_writable(path)
     recipe = load_recipe(job.recipe, job.settings)
-    gates = check_gates((*recipe.gates, *job.gates), lacking=() if job.latency else ("latency",))
+    gates = check_gates((*recipe.gates, *job.gates), lacking=unmeasured(job.latency, job.memory))
     watch.phase("prepare")
     models = load_model(job.float_model), load_model(job.compressed)
     for model in models:
@@ -78,6 +81,9 @@ def compare_models(job: CompareJob, watch: Watch | None = None) -> Report:
         watch.warn(means.why)
     validation = _validate(job, means, _watched(samples, watch)) if means.runs else None
     report = _report(job, models, validation, watch)
+    if job.memory and means.runs:
+        both = measure_both(job.float_model, job.compressed, next(iter(samples)).feeds)
+        report = msgspec.structs.replace(report, memory=both)
     report = with_gates(report, evaluate(gates, report))
     for path in job.reports:
         write_report(report, path)
@@ -125,7 +131,7 @@ def _report(job: CompareJob, models: tuple[Model, Model], validation: Validation
         command="validate",
         model=before,
         output=after,
-        size=size_of(before, after),
+        size=size_of(before, after, read_storage(job.compressed)),
         warnings=tuple(watch.warnings),
         seconds=Seconds(**watch.finish()),
         peak_memory_mb=peak_memory_mb(),

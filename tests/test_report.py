@@ -37,7 +37,7 @@ from qcli.report import (
 
 KEYS = [
     "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "fallback", "size", "accuracy",
-    "kernels", "latency", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
+    "kernels", "latency", "memory", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
 ]  # fmt: skip
 
 

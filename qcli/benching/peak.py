@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 
 from qcli.files import scratch_folder
-from qcli.report import peak_memory_mb
+from qcli.report import memory_mb, peak_memory_mb
 from qcli.runtime import Session
-from qcli.types import Array, Noun
+from qcli.sizes import BothMemories, MemoryFacts
+from qcli.types import Array
 
 _RUNS = 3
 
@@ -24,14 +25,7 @@ _START = "import sys; sys.path.append(sys.argv.pop(1)); from qcli.benching.peak 
 """Finds this qcli, and nothing that lies in the user's folder."""
 
 
-class Peak(Noun, frozen=True, kw_only=True):
-    """The most resident memory of the process, and that before it loaded the model, in 10^6 bytes."""
-
-    peak_mb: float
-    base_mb: float
-
-
-def measure_peak(model: Path, feeds: Mapping[str, Array], threads: int = 1) -> Peak | None:
+def measure_peak(model: Path, feeds: Mapping[str, Array], threads: int = 1) -> MemoryFacts | None:
     """What running `model` takes; None if the system does not tell or the process did not end well."""
     if any(not _storable(value) for value in feeds.values()):
         return None
@@ -43,23 +37,30 @@ def measure_peak(model: Path, feeds: Mapping[str, Array], threads: int = 1) -> P
         command = [sys.executable, "-P", "-c", _START, str(root), str(model), str(threads), str(stored)]
         try:
             done = subprocess.run(command, capture_output=True, check=True)  # noqa: S603
-            return msgspec.json.decode(done.stdout, type=Peak)
+            return msgspec.json.decode(done.stdout, type=MemoryFacts)
         except (OSError, subprocess.CalledProcessError, msgspec.DecodeError):
             return None
 
 
+def measure_both(float_model: Path, compressed: Path, feeds: Mapping[str, Array]) -> BothMemories:
+    """What each of two models takes, one after the other."""
+    return BothMemories(float_=measure_peak(float_model, feeds), compressed=measure_peak(compressed, feeds))
+
+
 def main(arguments: list[str]) -> None:
-    """The child: runs the model and writes a Peak to stdout, or nothing where it cannot be known."""
+    """The child: runs the model and writes MemoryFacts to stdout, or nothing where it cannot be known."""
     model, threads, stored = arguments
     with np.load(stored, allow_pickle=False) as arrays:
         feeds = {name.removeprefix("_"): arrays[name] for name in arrays.files}
-    base = peak_memory_mb()
+    base, before = peak_memory_mb(), memory_mb()
     session = Session(Path(model), threads=int(threads), spin=False)
+    after = memory_mb()
     for _ in range(_RUNS):
         session.run(feeds)
     peak = peak_memory_mb()
     if base is not None and peak is not None:
-        sys.stdout.buffer.write(msgspec.json.encode(Peak(peak_mb=peak, base_mb=base)))
+        loaded = after - before if before is not None and after is not None else None
+        sys.stdout.buffer.write(msgspec.json.encode(MemoryFacts(peak_mb=peak, base_mb=base, loaded_mb=loaded)))
 
 
 def _storable(value: object) -> bool:

@@ -145,6 +145,10 @@ MaxMemoryOption = Annotated[
         show_default=False,
     ),
 ]
+MemoryOption = Annotated[
+    bool,
+    typer.Option("--memory", help="Measure how much memory both models take, each in a process of its own."),
+]
 NoLatencyOption = Annotated[
     bool,
     typer.Option("--no-latency", help="Do not measure how fast the models are."),

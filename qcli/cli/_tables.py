@@ -57,6 +57,8 @@ def show_statistics(header: Header, console: Console) -> None:
 
 
 def show_inspection(seen: Inspection, console: Console) -> None:
+    from qcli.sizes import in_words
+
     facts = seen.model
     rows = [
         ("model", facts.path),
@@ -66,11 +68,14 @@ def show_inspection(seen: Inspection, console: Console) -> None:
         ("operators", _counts(seen.operators)),
         ("parameters", f"{facts.parameters:,}"),
         ("bytes", f"{facts.bytes:,}"),
-        *((f"  {dtype}", f"{size:,}") for dtype, size in seen.weight_bytes.items()),
-        ("  graph", f"{seen.graph_bytes:,}"),
+        *((f"  {part}", f"{size:,}") for part, size in _parts(seen)),
         ("Q/DQ", f"{seen.quantize_nodes} QuantizeLinear, {seen.dequantize_nodes} DequantizeLinear"),
         *(("blocks", f"{count} weights in blocks of {size}") for size, count in seen.block_sizes.items()),
     ]
+    if seen.bits_per_weight is not None:
+        rows.append(("weights", f"{seen.weights:,}, {seen.bits_per_weight:.2f} bits each"))
+    if seen.memory is not None:
+        rows.append(("memory", in_words(seen.memory)))
     if seen.multiply_accumulates is not None:
         rows.append(("work", f"{seen.multiply_accumulates:,} multiply-accumulates for one sample"))
     if seen.kernels is not None:
@@ -79,6 +84,15 @@ def show_inspection(seen: Inspection, console: Console) -> None:
     else:
         rows.append(("kernels", seen.problem))
     console.print(_facts(rows))
+
+
+def _parts(seen: Inspection) -> Iterator[tuple[str, int]]:
+    """What the bytes are, without what there is nothing of."""
+    by = seen.bytes_by
+    yield from ((f"{stored} weights", size) for stored, size in by.weights.items())
+    named = (("scales", by.scales), ("zero points", by.zero_points), ("tables", by.tables), ("biases", by.biases))
+    others = (("other constants", by.other), ("graph", by.graph), ("unused", by.padding))
+    yield from ((name, size) for name, size in (*named, *others) if size)
 
 
 def show_findings(findings: Findings, console: Console) -> None:

@@ -47,6 +47,7 @@ def quantize(
     labels: options.LabelsOption = None,
     gates: options.GateOption = None,
     no_latency: options.NoLatencyOption = False,
+    memory: options.MemoryOption = False,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", metavar="FILE", help="Use this plan and make none.", show_default=False),
@@ -83,6 +84,7 @@ def quantize(
         threads=threads,
         max_memory=options.parse_memory(max_memory),
         latency=not no_latency,
+        memory=memory,
         cache=not no_cache,
         keep_failing=keep_failing,
         dry_run=dry_run,

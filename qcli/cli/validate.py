@@ -32,6 +32,7 @@ def validate(
     settings: options.SetOption = None,
     gates: options.GateOption = None,
     no_latency: options.NoLatencyOption = False,
+    memory: options.MemoryOption = False,
     reports: options.ReportOption = None,
     threads: options.ThreadsOption = 0,
     max_memory: options.MaxMemoryOption = None,
@@ -52,6 +53,7 @@ def validate(
         threads=threads,
         max_memory=options.parse_memory(max_memory),
         latency=not no_latency,
+        memory=memory,
     )
     with screen.watching() as watch:
         report = compare_models(job, watch)
