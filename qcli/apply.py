@@ -8,13 +8,14 @@ from qcli.encodings._weights import Coded, Pool
 from qcli.graph import Graph, Model, Node, Value, constant_of, graph_of, insert_after, make_node, node_key
 from qcli.plugins import create
 from qcli.solve import Solution, site_key
+from qcli.targets._support import traits_of
 from qcli.types import Entry, Plan, Role, Scale
 
 
 def apply_plan(model: Model, plan: Plan, solution: Solution) -> Model:
     """The quantized model; the model given stays as it is."""
     quantized = model.copy()
-    writer = _Writer(quantized, solution)
+    writer = _Writer(quantized, solution, shields=traits_of(create("targets", plan.target)).here)
     coded = [entry for entry in plan.entries if site_key(entry) in solution.codes]
     static, others = _by_node(coded, calibrated=True), _by_node(coded, calibrated=False)
     for entries in static:
@@ -48,10 +49,14 @@ def _by_node(entries: list[Entry], *, calibrated: bool) -> list[tuple[Entry, ...
 
 
 class _Writer:
-    """Puts encodings into one model. Constants with equal codes and scales are stored once."""
+    """Puts encodings into one model. Constants with equal codes and scales are stored once.
 
-    def __init__(self, model: Model, solution: Solution) -> None:
+    With `shields` nothing that the plan keeps float stands where onnxruntime would make integers of it.
+    """
+
+    def __init__(self, model: Model, solution: Solution, *, shields: bool) -> None:
         self._solution = solution
+        self._shields = shields
         self._nodes = {node_key(node): node for node in model.nodes()}
         self._pool = Pool()
         self._edges: dict[Hashable, Value] = {}
@@ -94,7 +99,7 @@ class _Writer:
         known = (id(graph), value.name or "", float(scale.scale[0]), int(scale.zero_point[0]), levels)
         if known not in self._edges:
             encoding = create("encodings", entry.encoding)
-            source = _shielded(graph, value) if _would_be_quantized(value) else value
+            source = _shielded(graph, value) if self._shields and _would_be_quantized(value) else value
             self._edges[known] = encoding.activation(graph, source, value.name or "", scale)
         node.replace_input_with(operand, self._edges[known])
 

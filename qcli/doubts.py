@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from qcli.node_costs import in_words
 from qcli.plugins import create
+from qcli.targets._support import traits_of
 from qcli.types import Plan
 from qcli.validate import Validation
 
@@ -16,9 +17,13 @@ _POOR_DB = 10.0
 
 
 def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
-    """Warnings: a result that is slower, larger or far from the float model, or float for the most part."""
+    """Warnings: a result that is slower, larger or far from the float model, or float for the most part.
+
+    How fast onnxruntime runs a model for another runtime, and on which kernels, is no reason to warn.
+    """
+    here = traits_of(create("targets", plan.target)).here
     yield from validation.warnings
-    yield from slower(validation)
+    yield from slower(validation) if here else ()
     if validation.size.ratio > 1:
         yield f"the quantized model is larger than the float one ({validation.size.ratio:.2f}x): it has few weights"
     sqnr = validation.accuracy.sqnr
@@ -26,7 +31,7 @@ def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
         yield f"the result is far from the float model ({sqnr:.1f} dB): try int8-dynamic or int8-weights"
     share = validation.kernels.integer_share
     multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
-    if multiplied and share < _MOSTLY_FLOAT:
+    if here and multiplied and share < _MOSTLY_FLOAT:
         yield f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float"
 
 

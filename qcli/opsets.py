@@ -6,16 +6,20 @@ from collections.abc import Iterator
 
 from qcli.plugins import create
 from qcli.recipe import Recipe
+from qcli.suitability import decoded_there
+from qcli.targets._support import Traits, traits_of
 from qcli.types import Grid, Match, Plan, Role, Rule, Spec
 
 
 def required_opset(recipe: Recipe) -> int:
     """The lowest operator set in which every grid of the recipe can be written."""
     rules = [sourced.rule for sourced in recipe.rules]
-    return max((version for role in (Role.WEIGHT, Role.INPUT) for version in _written_in(role, rules)), default=10)
+    traits = traits_of(create("targets", recipe.target))
+    roles = (Role.WEIGHT, Role.INPUT)
+    return max((version for role in roles for version in _written_in(role, rules, traits)), default=10)
 
 
-def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
+def _written_in(role: Role, rules: list[Rule], traits: Traits) -> Iterator[int]:
     """The operator sets of all grids in all encodings that the rules could bring together at sites of a role."""
     grids: list[Grid] = []
     encodings: list[Spec] = [_ENCODING]
@@ -28,7 +32,7 @@ def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
         if rule.encoding is not None:
             encodings = [*([] if everywhere else encodings), rule.encoding]
     for grid in grids:
-        yield from (_opset_of(encoding, grid) for encoding in encodings)
+        yield from (_opset_of(decoded_there(encoding, traits), grid) for encoding in encodings)
 
 
 def _opset_of(spec: Spec, grid: Grid) -> int:

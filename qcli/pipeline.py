@@ -60,6 +60,7 @@ from qcli.sizes import BothMemories
 from qcli.solve import Solution, solve
 from qcli.statistics import Statistics, load_statistics
 from qcli.storage import read_storage
+from qcli.suitability import refuse_version
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
@@ -126,6 +127,7 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     given = read_plan(job.plan) if job.plan is not None else None
     samples = step_samples(job, recipe, source)
     opset = max(required_opset(recipe), written_opset(given) if given is not None else 0)
+    refuse_version(source, given.target if given is not None else recipe.target, opset)
     judge = Trial(source, recipe, samples, threads=threads_of(job)).decibels if samples is not None else None
     budget = budget_of(job.max_memory)
     model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget, judge=judge)

@@ -1,8 +1,8 @@
 """Which nodes become integer, so that the whole network is fast and no border stops a fusion.
 
-Anchors (Conv, Gemm, MatMul with a constant weight) pay on their own. What lies between two anchors stays integer if
-it has a kernel, because two conversions cost more than it does. What follows an anchor and only moves or reduces data
-does so on 8 bits. Everything else is float, with a reason. Figures in docs/placement.md.
+Anchors (Conv, Gemm, MatMul with a constant weight) pay on their own. What lies between two anchors stays integer if it
+has a kernel, because two conversions cost more than it does. What follows an anchor and only moves or reduces data does
+so on 8 bits. Everything else is float, with a reason. Figures in docs/placement.md, other runtimes in docs/targets.md.
 """
 
 from __future__ import annotations
@@ -134,6 +134,8 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
     support = target.support(node.op_type, node.domain)
     if support is None:
         return target.refusal(node.op_type, node.domain)
+    if support.either and support.weight is not None and not is_constant(node.inputs[support.weight]):
+        support = msgspec.structs.replace(support, weight=None, bias=None, data=None)
     reason = illegal(node, support) or refused(node)
     if reason is None and _is_swish(node, target):
         reason = "of x f(x), both are there in float, since f has no integer kernel"
@@ -146,12 +148,26 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
         for index, value in enumerate(node.inputs)
         if value is not None and not is_constant(value) and (support.data is None or index in support.data)
     )
+    if support.residual and len(operands) > 1:
+        operands = _without_fused(node, operands, target)
     if not operands:
         return "it reads no activation"
     if support.depthwise is not None and _is_depthwise(node) and _is_computed(node.inputs[0]):
         support = msgspec.structs.replace(support, placement=support.depthwise)
     tail, bias = _tail(node, support, refused)
     return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias)
+
+
+def _without_fused(node: Node, operands: tuple[int, ...], target: Target) -> tuple[int, ...]:
+    """The operands of a sum without the first one that comes from a layer and goes nowhere else."""
+    for operand in operands:
+        value = node.inputs[operand]
+        layer = value.producer() if value is not None else None
+        row = target.support(layer.op_type, layer.domain) if layer is not None else None
+        alone = value is not None and sole_consumer(value) is node
+        if alone and row is not None and row.weight is not None:
+            return tuple(other for other in operands if other != operand)
+    return operands
 
 
 def _is_swish(node: Node, target: Target) -> bool:
@@ -201,7 +217,7 @@ def _tail(
         if follower.graph is not node.graph:
             break
         if node.op_type == "MatMul" and not tail and (operand := bias_operand(node, follower)) is not None:
-            bias = (follower, operand) if joins_bias(node) else None
+            bias = (follower, operand) if joins_bias(node) and not support.float_bias else None
         elif not _clips(follower, value) or support.tied:
             break
         tail.append(follower)
@@ -285,7 +301,7 @@ def _backward(graph: Graph, reachable: dict[Node, Placed]) -> set[Node]:
 def _settled(reachable: dict[Node, Placed], useful: set[Node]) -> dict[Node, Placed]:
     """Takes out what reads nothing quantized, now that kernels with float readers give floats, until all is settled."""
     while True:
-        placed = {node: _with_output(item, useful) for node, item in reachable.items() if node in useful}
+        placed = {node: _with_output(item, reachable, useful) for node, item in reachable.items() if node in useful}
         quantized = {value for item in placed.values() if item.quantize_output for value in item.results}
         idle = {
             node
@@ -298,16 +314,23 @@ def _settled(reachable: dict[Node, Placed], useful: set[Node]) -> dict[Node, Pla
         useful = useful - idle
 
 
-def _with_output(placed: Placed, useful: set[Node]) -> Placed:
-    """A kernel that can give float results does so unless all its readers are integer."""
-    readers = [reader for reader, _ in placed.result.uses()]
-    integer = bool(readers) and all(reader in useful for reader in readers) and not placed.result.is_graph_output()
-    if not placed.support.output_optional or integer:
+def _with_output(placed: Placed, reachable: dict[Node, Placed], useful: set[Node]) -> Placed:
+    """A kernel that can give float results does so unless all its readers take integers from it."""
+    uses = tuple(placed.result.uses())
+    integer = bool(uses) and all(reader in useful and operand in reachable[reader].operands for reader, operand in uses)
+    if not placed.support.output_optional or (integer and not placed.result.is_graph_output()):
         return placed
     tail = placed.tail
-    while tail and placed.bias != (tail[-1], placed.bias[1] if placed.bias else -1):
+    while tail and not _adds_bias(placed, tail[-1]):
         tail = tail[:-1]
     return Placed(placed.node, placed.support, placed.operands, tail, placed.bias, quantize_output=False)
+
+
+def _adds_bias(placed: Placed, follower: Node) -> bool:
+    """True for the node of a tail that adds the bias, integer or not."""
+    if placed.bias is not None:
+        return placed.bias[0] is follower
+    return placed.support.float_bias and bias_operand(placed.node, follower) is not None
 
 
 def _kept(model: Model, layout: Layout, reasons: dict[Node, str]) -> list[KeptFloat]:

@@ -21,12 +21,13 @@ from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
 from qcli.stored import Stored, described, store_weights
+from qcli.suitability import check_entries, refuse_operators, refuse_version, stored_there
+from qcli.targets._support import traits_of
 from qcli.types import Entry, Grid, KeptFloat, Plan, Role, Site, Spec, Tie
 from qcli.yaml_file import read_yaml, write_yaml
 
 _VERSION = 1
 _LISTED = 3
-_SUGGESTED = 2
 
 BIAS_GRID = Grid(format="int32", symmetric=True, granularity="channel")
 """A bias is stored as int32 with the scale s_x * s_w of the product that it is added to."""
@@ -38,25 +39,32 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
     Raises UsageError for a rule of the user's that matches nothing or asks for what the target cannot run,
     NothingToDoError if nothing can be quantized. What is quantized already stays as it is.
     """
+    opset = max(required_opset(recipe), model.opset)
+    refuse_version(model, recipe.target, opset)
+    refuse_operators(model, recipe.target)
     infer_shapes(model)
     target = create("targets", recipe.target)
     rules = RuleBook(model, recipe)
     layout = place(model, target, rules.refusal, unfit)
-    static = _with_exact_biases(tuple(_entries(layout, rules)), layout)
+    static = tuple(_entries(layout, rules))
+    if not traits_of(target).wide_biases:
+        static = _with_exact_biases(static, layout)
     stored = store_weights(model, rules, static, unfit.nodes)
+    kept, unstored = stored_there(stored.entries, recipe.target)
+    stored = Stored(kept, {**stored.reasons, **unstored})
     entries = (*static, *stored.entries)
     integer = {entry.site.node for entry in stored.entries if create("encodings", entry.encoding).multiplies}
     kept_float = tuple(described(kept, stored) for kept in layout.kept if kept.node not in integer)
     if not entries:
         raise NothingToDoError("nothing in this model can be quantized", _why_nothing(kept_float, stored))
-    _check_formats(entries, target, recipe.target)
+    check_entries(entries, recipe.target)
     check_ranges(entries)
     if unfit is NOTHING_UNFIT:
         check_rules(recipe, entries)
     return Plan(
         model_sha256=model.sha256,
         target=recipe.target,
-        opset=max(required_opset(recipe), model.opset),
+        opset=opset,
         entries=entries,
         ties=tuple(_ties(layout)),
         kept_float=kept_float,
@@ -92,7 +100,7 @@ def check_plan(plan: Plan, model: Model) -> None:
         raise UsageError("the plan was made for another model", "make it again with 'qcli plan'")
     if not plan.entries:
         raise NothingToDoError("the plan has no entries", "make it again with 'qcli plan'")
-    _check_formats(plan.entries, create("targets", plan.target), plan.target)
+    check_entries(plan.entries, plan.target)
     check_ranges(plan.entries)
     nodes = {node_key(node): node for node in model.nodes()}
     seen: set[tuple[str, Role, int]] = set()
@@ -297,17 +305,3 @@ def _ties(layout: Layout) -> Iterator[Tie]:
             )
             because = f"{placed.node.op_type} moves codes and does not rescale them"
             yield Tie(values=values, because=because, node=node_key(placed.node))
-
-
-def _check_formats(entries: tuple[Entry, ...], target: Any, spec: Spec) -> None:
-    for entry in entries:
-        if entry.site.role is Role.BIAS:
-            continue
-        if entry.site.role is not Role.WEIGHT and entry.grid.granularity != "tensor":
-            raise UsageError(f"{entry.because}: activations have one scale for each tensor", "use granularity: tensor")
-        allowed = target.formats("weight" if entry.site.role is Role.WEIGHT else "activation")
-        if entry.grid.format not in allowed:
-            raise UsageError(
-                f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
-                f"use {' or '.join(allowed[:_SUGGESTED])}",
-            )

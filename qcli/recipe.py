@@ -14,6 +14,7 @@ from qcli.errors import UsageError, did_you_mean
 from qcli.files import is_there
 from qcli.granularity import check_layout
 from qcli.plugins import choice_of, create
+from qcli.targets._support import traits_of
 from qcli.types import Noun, Rule, Spec
 from qcli.yaml_file import parse_yaml, read_yaml
 
@@ -269,9 +270,16 @@ def _check_plugins(recipe: Recipe) -> None:
 
 
 def _check_steps(recipe: Recipe) -> None:
+    target = choice_of(recipe.target).name
+    domains = traits_of(create("targets", recipe.target)).domains
     for kind, specs in (("prepare", recipe.prepare), ("finish", recipe.finish)):
         for spec in specs:
-            finishes = create("steps", spec).finishes
+            step = create("steps", spec)
+            if domains is not None and step.domain not in domains:
+                problem = f"step '{choice_of(spec).name}' makes operators of '{step.domain}'"
+                hint = f"leave it out of 'prepare', or begin with a preset for '{target}' ('qcli recipe list')"
+                raise UsageError(f"{problem}, which the target '{target}' lacks", hint)
+            finishes = step.finishes
             if finishes is not (kind == "finish"):
                 other = "finish" if finishes else "prepare"
                 problem = f"step '{choice_of(spec).name}' stands under '{kind}', where it cannot run"

@@ -22,6 +22,7 @@ from qcli.pairs import pair_floor
 from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.plugins import create
 from qcli.statistics import Statistics
+from qcli.targets._support import traits_of
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
 
 _INT32_MAX = 2**31 - 1
@@ -111,6 +112,7 @@ class _Solver:
         self._nodes = {node_key(node): node for node in model.nodes()}
         self._by_value: dict[str, Scale] = {}
         self._target = create("targets", plan.target)
+        self._unsigned = traits_of(self._target).unsigned_activations
         self._learned = learned_requests(plan, model)
         self._energies = energy_requests(plan, model)
         self.solution = known or Solution()
@@ -131,7 +133,7 @@ class _Solver:
             interval = _union(shared[groups.get(entry.site.value, entry.site.value)])
             if not self._is_activation(entry):
                 interval = intervals[site_key(entry)]
-            scale = _unsigned(create("formats", entry.grid.format).scale(interval, entry.grid))
+            scale = _unsigned(create("formats", entry.grid.format).scale(interval, entry.grid), self._unsigned)
             self.solution.scales[site_key(entry)] = scale
             array = self._constant(entry)
             if array is not None:
@@ -186,7 +188,7 @@ class _Solver:
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
-        signed = scale.dtype == "uint8" and scale.highest <= _EITHER
+        signed = self._unsigned and scale.dtype == "uint8" and scale.highest <= _EITHER
         widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
         learned_codes = self._learn(entries, widened, floor)
         return learned_codes if learned_codes is not None else (widened, self._codes(entry, widened))
@@ -302,9 +304,9 @@ class _Solver:
         return None
 
 
-def _unsigned(scale: Scale) -> Scale:
-    """The same real numbers with unsigned codes of 8 bits, for which onnxruntime has more kernels."""
-    if scale.dtype != "int8":
+def _unsigned(scale: Scale, wanted: bool) -> Scale:
+    """The same real numbers with unsigned codes of 8 bits, for which onnxruntime has more kernels, where `wanted`."""
+    if scale.dtype != "int8" or not wanted:
         return scale
     shift = scale.highest + 1
     return msgspec.structs.replace(

@@ -29,7 +29,7 @@ from qcli.graph.load import load_model
 from qcli.graph.model import Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
-from qcli.graph.opset import cannot_raise, raise_opset
+from qcli.graph.opset import cannot_raise, file_version_with, raise_opset
 from qcli.graph.packed import add_packed, is_packed, packed_opset, packed_type, stored_bits
 from qcli.graph.save import save_model
 from qcli.graph.sharing import share_between_bodies
@@ -56,6 +56,7 @@ __all__ = [
     "data_consumers",
     "dimensions",
     "enclosing_node",
+    "file_version_with",
     "float32_form",
     "graph_of",
     "infer_shapes",

@@ -50,6 +50,11 @@ class Model:
         return versions[0] if versions else 1
 
     @property
+    def file_version(self) -> int:
+        """The version of the file format, ONNX's IR version."""
+        return int(self.ir.ir_version or 0)
+
+    @property
     def large(self) -> bool:
         """True if the weights lie in files and are read one at a time, and new ones are kept out of memory too."""
         return is_large(self.graph)

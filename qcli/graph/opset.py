@@ -50,6 +50,14 @@ def raise_opset(model: Model, version: int) -> bool:
     return True
 
 
+def file_version_with(opset: int) -> int:
+    """The version of the file format that ONNX published with an operator set; the newest known for newer ones."""
+    known = {
+        number: version for (domain, number), version in onnx.helper.OP_SET_ID_VERSION_MAP.items() if not domain[7:]
+    }
+    return known[min(max(opset, min(known)), max(known))]
+
+
 def cannot_raise(model: Model, version: int, reason: str) -> UnsupportedError:
     """The error for a model that does not survive the conversion; names the operators that stand in the way."""
     changed = sorted({node.op_type for node in model.nodes() if _differs(node, model.opset, version)})

@@ -22,6 +22,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     finishes: ClassVar[bool] = False
 
+    domain: ClassVar[str] = ""
+    """That of the operators that it makes, which a target may lack."""
+
     worth_db: ClassVar[float | None] = None
     """How much the quantized model must gain by the step, for steps that are there for that; None for others."""
 

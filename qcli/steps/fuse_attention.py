@@ -11,6 +11,7 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 
@@ -44,6 +45,8 @@ _SHAPE_PARTS = 15
 
 class FuseAttention(Step, frozen=True, kw_only=True):
     """Projections to queries, keys and values [batch, tokens, heads * size] and their attention become Attention."""
+
+    domain: ClassVar[str] = _MICROSOFT
 
     def run(self, model: Model) -> int:
         infer_shapes(model)

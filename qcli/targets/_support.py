@@ -1,8 +1,9 @@
-"""The row of a target's table."""
+"""The row of a target's table, and what a target's runtime is like as a whole."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any, Literal
 
 from qcli.types import Noun
 
@@ -27,6 +28,9 @@ class Support(Noun, frozen=True, kw_only=True):
     `parts`: each of its outputs carries codes, not the first alone.
     `depthwise` is the placement of depthwise convolutions where it is another one.
     `natural` is the interval that the operator's results lie in by definition.
+    `float_bias`: what is added to a product stays float, also in an Add behind a MatMul. `either`: a product of two
+    activations becomes integer too. `residual`: of two activations, one that comes from a layer and goes nowhere else
+    stays float, since the kernel of that layer adds the other one to its own sum.
     """
 
     placement: Placement
@@ -38,3 +42,37 @@ class Support(Noun, frozen=True, kw_only=True):
     parts: bool = False
     depthwise: Placement | None = None
     natural: tuple[float, float] | None = None
+    float_bias: bool = False
+    either: bool = False
+    residual: bool = False
+
+
+class Traits(Noun, frozen=True, kw_only=True):
+    """What a target's runtime is like; the defaults are those of onnxruntime's CPU provider.
+
+    `here`: it is the runtime that qcli measures with, so its speed and its kernels say something about the result, and
+    its optimizer is reckoned with. `unsigned_activations`: int8 activations are written as uint8, the same numbers.
+    `wide_biases`: biases are int32 beside 16-bit codes too. `newest_opset` is the newest operator set that it reads.
+    `domains` are those of the operators that it runs, `encodings` the names of the forms that it takes; None: any.
+    `decode` are the ways to decode weights that are only stored, the first of them unless a recipe says another.
+    `stores` are the operators whose weights can be only stored; None: any.
+    """
+
+    here: bool = True
+    unsigned_activations: bool = True
+    wide_biases: bool = False
+    newest_opset: int | None = None
+    domains: tuple[str, ...] | None = None
+    encodings: tuple[str, ...] | None = None
+    decode: tuple[Literal["load", "run"], ...] = ("load", "run")
+    stores: tuple[str, ...] | None = None
+
+
+STANDARD_ONLY = ("", "ai.onnx")
+"""The two names of the domain of ONNX's own operators."""
+
+
+def traits_of(target: Any) -> Traits:
+    """The traits of a target; the defaults for one that says nothing."""
+    told = getattr(target, "traits", None)
+    return told() if told is not None else Traits()

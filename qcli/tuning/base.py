@@ -9,17 +9,18 @@ import msgspec
 from qcli.analysis.trial import Ground
 from qcli.apply import apply_plan
 from qcli.choose import is_undecided
-from qcli.errors import QcliError
+from qcli.errors import QcliError, UsageError
 from qcli.finish import Settled
 from qcli.graph import Model
 from qcli.job import QuantizeJob
 from qcli.pipeline import finish_job, prepare_job, settle_job, threads_of
 from qcli.plan import make_plan
-from qcli.plugins import create
+from qcli.plugins import choice_of, create
 from qcli.prepared import Prepared
 from qcli.recipe import Recipe, SourcedRule
 from qcli.refine import refine_plan
 from qcli.solve import Solution, Solved, solve_again
+from qcli.targets._support import traits_of
 from qcli.tuning.nouns import Candidate, TuneJob
 from qcli.types import Entry, Plan, Role, Rule, Spec
 from qcli.watch import Watch
@@ -61,6 +62,10 @@ def settle(job: TuneJob, recipe: str, watch: Watch, shard: tuple[int, int] | Non
     """Everything that `quantize` does up to writing the model, on the samples of a shard or on all."""
     one = msgspec.structs.replace(job, recipe=recipe, shard=shard)
     prepared = prepare_job(one, watch)
+    target = prepared.recipe.target
+    if not traits_of(create("targets", target)).here:
+        hint = "plans are timed with onnxruntime's CPU provider; quantize for other runtimes with 'qcli quantize'"
+        raise UsageError(f"recipe '{recipe}' is for the target '{choice_of(target).name}', which is not timed", hint)
     plan, statistics = settle_job(one, prepared, watch)
     solution = finish_job(one, prepared, Settled(prepared.model, plan, statistics), watch)
     return Base(recipe, Ground(prepared, plan, statistics), solution)

@@ -1,0 +1,106 @@
+"""What a target's runtime cannot run: newer operator sets, operators of others, grids, encodings. Each with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from qcli.errors import UnsupportedError, UsageError
+from qcli.graph import Model, file_version_with, original_name
+from qcli.plugins import choice_of, create
+from qcli.targets._support import Traits, traits_of
+from qcli.types import Entry, Role, Spec
+
+_SUGGESTED = 2
+_NAMED = 3
+
+
+def refuse_version(model: Model, spec: Spec, opset: int) -> None:
+    """Raises UnsupportedError if the runtime reads neither the model's file version nor operator set `opset`.
+
+    A runtime that reads an operator set is taken to read the file version that ONNX published with it, and those before.
+    """
+    name, newest = choice_of(spec).name, traits_of(create("targets", spec)).newest_opset
+    if newest is None:
+        return
+    needed = max(opset, model.opset)
+    if needed > newest:
+        what = "the model is of" if model.opset == needed else "the recipe's grids need"
+        hint = f"export it with an older one, or name the runtime's own as target: {{{name}: {{opset: {needed}}}}}"
+        raise UnsupportedError(f"{what} opset {needed}, the target '{name}' reads up to {newest}", hint)
+    version, limit = model.file_version, file_version_with(newest)
+    if version > limit:
+        problem = f"the model is of IR version {version}; the target '{name}' with opset {newest} reads up to {limit}"
+        raise UnsupportedError(problem, "export the model again with an older version of onnx")
+
+
+def refuse_operators(model: Model, spec: Spec) -> None:
+    """Raises UnsupportedError for operators of domains that the runtime lacks."""
+    domains = traits_of(create("targets", spec)).domains
+    if domains is None:
+        return
+    foreign = [node for node in model.nodes() if node.domain not in domains]
+    if foreign:
+        kinds = sorted({f"{node.domain}.{node.op_type}" for node in foreign})
+        named = f"{', '.join(kinds[:_NAMED])}, as '{original_name(foreign[0])}'"
+        problem = f"the model has operators that the target '{choice_of(spec).name}' lacks: {named}"
+        raise UnsupportedError(problem, "export it with standard operators; the step 'unfuse' writes some of them out")
+
+
+def check_entries(entries: Iterable[Entry], spec: Spec) -> None:
+    """Raises UsageError for an entry whose grid or encoding the target cannot run."""
+    target, name = create("targets", spec), choice_of(spec).name
+    traits = traits_of(target)
+    for entry in entries:
+        if entry.site.role is Role.BIAS:
+            continue
+        role = "weight" if entry.site.role is Role.WEIGHT else "activation"
+        if role == "activation" and entry.grid.granularity != "tensor":
+            raise UsageError(f"{entry.because}: activations have one scale for each tensor", "use granularity: tensor")
+        allowed = target.formats(role)
+        if entry.grid.format not in allowed:
+            raise UsageError(
+                f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
+                f"use {' or '.join(allowed[:_SUGGESTED])}",
+            )
+        problem = _misfit(entry, role, target, traits)
+        if problem is not None:
+            where = f"'{entry.site.value}' of '{entry.site.name or entry.site.node}'"
+            hint = f"change the rule, or begin with a preset for '{name}' ('qcli recipe list')"
+            raise UsageError(f"{entry.because}: the target '{name}' does not take {where}: {problem}", hint)
+
+
+def _misfit(entry: Entry, role: str, target: Any, traits: Traits) -> str | None:
+    """Why a target does not take an entry, or None."""
+    encoding = choice_of(entry.encoding)
+    if traits.encodings is not None and encoding.name not in traits.encodings:
+        return f"it has no operators for the encoding '{encoding.name}', only for {' and '.join(traits.encodings)}"
+    decode = encoding.options.get("decode")
+    if encoding.name == "weight_only" and decode is not None and decode not in traits.decode:
+        return f"it cannot decode weights with 'decode: {decode}'"
+    told = getattr(target, "misfit", None)
+    return None if told is None else told(role, entry.grid, encoding.name)
+
+
+def decoded_there(spec: Spec, traits: Traits) -> Spec:
+    """The encoding with the runtime's own way to decode stored weights where the recipe says none."""
+    encoding = choice_of(spec)
+    if encoding.name != "weight_only" or "decode" in encoding.options or traits.decode[0] == "load":
+        return spec
+    return {"weight_only": {**encoding.options, "decode": traits.decode[0]}}
+
+
+def stored_there(entries: Iterable[Entry], spec: Spec) -> tuple[tuple[Entry, ...], dict[str, str]]:
+    """Weights that are stored, in the runtime's form, and why others are left in float, by first output of the node."""
+    name, traits = choice_of(spec).name, traits_of(create("targets", spec))
+    kept: list[Entry] = []
+    reasons: dict[str, str] = {}
+    for entry in entries:
+        only_stored = choice_of(entry.encoding).name == "weight_only"
+        if only_stored and traits.stores is not None and entry.site.op not in traits.stores:
+            reasons[entry.site.node] = f"the target '{name}' reads its weight in float"
+        else:
+            kept.append(msgspec.structs.replace(entry, encoding=decoded_there(entry.encoding, traits)))
+    return tuple(kept), reasons
