@@ -1,4 +1,4 @@
-"""What a target's runtime cannot run: newer operator sets, operators of others, grids, encodings. Each with a reason."""
+"""What a target's runtime cannot run, with reasons: newer operator sets, others' operators, grids, encodings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NAMED = 3
 
 
 def refuse_version(model: Model, spec: Spec, opset: int) -> None:
-    """Raises UnsupportedError if the runtime reads neither the model's file version nor operator set `opset`.
+    """Raises UnsupportedError if the runtime is too old for the model's file version or for operator set `opset`.
 
-    A runtime that reads an operator set is taken to read the file version that ONNX published with it, and those before.
+    One that reads an operator set is taken to read the file version that ONNX published with it, and those before.
     """
     name, newest = choice_of(spec).name, traits_of(create("targets", spec)).newest_opset
     if newest is None:
@@ -94,13 +94,18 @@ def decoded_there(spec: Spec, traits: Traits) -> Spec:
 
 def stored_there(entries: Iterable[Entry], spec: Spec) -> tuple[tuple[Entry, ...], dict[str, str]]:
     """Weights that are stored, in the runtime's form, and why others are left in float, by first output of the node."""
-    name, traits = choice_of(spec).name, traits_of(create("targets", spec))
+    target, name = create("targets", spec), choice_of(spec).name
+    traits = traits_of(target)
     kept: list[Entry] = []
     reasons: dict[str, str] = {}
     for entry in entries:
-        only_stored = choice_of(entry.encoding).name == "weight_only"
-        if only_stored and traits.stores is not None and entry.site.op not in traits.stores:
-            reasons[entry.site.node] = f"the target '{name}' reads its weight in float"
+        form = msgspec.structs.replace(entry, encoding=decoded_there(entry.encoding, traits))
+        problem = None
+        if choice_of(entry.encoding).name == "weight_only":
+            elsewhere = traits.stores is not None and entry.site.op not in traits.stores
+            problem = "it reads the weight in float" if elsewhere else _misfit(form, "weight", target, traits)
+        if problem is None:
+            kept.append(form)
         else:
-            kept.append(msgspec.structs.replace(entry, encoding=decoded_there(entry.encoding, traits)))
+            reasons[entry.site.node] = f"the target '{name}' does not take its weight as integers: {problem}"
     return tuple(kept), reasons

@@ -57,8 +57,8 @@ def asymmetric(role: str, grid: Grid) -> str | None:
     )
 
 
-def unpacked_block(grid: Grid, encoding: str) -> str | None:
-    """The reason of runtimes that take 4 bits in blocks of stored weights alone."""
-    if grid.format.endswith("int4") and (grid.granularity != "block" or encoding != "weight_only"):
-        return "it takes 4 bits only as stored weights in blocks: granularity: block, encoding: weight_only"
+def not_stored(grid: Grid, encoding: str) -> str | None:
+    """The reason of runtimes that take 4 bits in weights that are only stored."""
+    if grid.format.endswith("int4") and encoding != "weight_only":
+        return "it takes 4 bits only in weights that are stored: encoding: weight_only"
     return None

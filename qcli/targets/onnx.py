@@ -13,15 +13,16 @@ _MOVES = Support(placement=Placement.FOLLOW, tied=True)
 
 
 class Onnx(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Standard operators alone, for a runtime that is not known: what it computes is what ONNX says, exactly.
+    """Standard operators alone, for a runtime that is not known: what it computes is what ONNX says.
 
-    QuantizeLinear and DequantizeLinear are defined for themselves, so around any operator the result is defined too. They
+    QuantizeLinear and DequantizeLinear are defined for themselves, so the result is, whatever stands between them. They
     stand around what integer hardware commonly has: convolutions, depthwise ones too, matrix products, sums, products,
-    pooling and what only moves data. Biases are int32. int8 and uint8 need operator set 10 (13 with scales for
-    each channel), 4 and 16 bits and blocks 21, 2 bits 25. `opset` is the newest operator set that the runtime reads.
+    pooling and what only moves data. Biases are int32. int8 and uint8 need operator set 10 (13 with scales for each
+    channel), 4 and 16 bits and blocks 21, 2 bits 25.
 
-    Source: ONNX, docs/Operators.md and docs/Changelog.md: QuantizeLinear and DequantizeLinear 10, 13, 21, 25. That 25 is
-    the default: nothing that qcli writes is newer.
+    `opset` is the newest operator set that the runtime reads; 25 is the newest that changed QuantizeLinear.
+
+    Source: ONNX, docs/Operators.md and docs/Changelog.md, QuantizeLinear and DequantizeLinear 10, 13, 19, 21, 25.
     """
 
     opset: Annotated[int, msgspec.Meta(ge=10)] = 25
@@ -39,11 +40,13 @@ class Onnx(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "GlobalAveragePool": Support(placement=Placement.FOLLOW),
         "Split": Support(placement=Placement.FOLLOW, tied=True, parts=True),
         **dict.fromkeys(
-            ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Pad", "DepthToSpace"),
+            (
+                "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Pad", "Resize",
+                "DepthToSpace",
+            ),
             _MOVES,
         ),
-        "Resize": _MOVES,
-    }
+    }  # fmt: skip
     otherwise: ClassVar[str] = "few runtimes have an integer kernel for it"
     weights: ClassVar[tuple[str, ...]] = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16")
     activations: ClassVar[tuple[str, ...]] = ("uint8", "int8", "uint16", "int16")

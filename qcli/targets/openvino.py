@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from qcli.targets._elsewhere import Elsewhere, unpacked_block
+from qcli.targets._elsewhere import Elsewhere, not_stored
 from qcli.targets._support import Placement, Support, Traits
 from qcli.types import Grid
 
@@ -20,7 +20,7 @@ class Openvino(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Activations are uint8 with a zero point, or int8; weights symmetric int8 with a scale for each channel; biases
     stay float, as the kernels add them. What is quantized are inputs: results stay float where anything float reads
     them. Sums, products and Concat between layers, pooling and what only moves data stay in 8 bits. 4-bit weights
-    are stored in blocks, decompressed by the matrix kernels.
+    are stored, best in blocks, and decompressed by the matrix kernels.
 
     `opset` is the newest operator set: the table of the ONNX frontend (src/frontends/onnx/docs/supported_ops.md) has
     operators up to 23.
@@ -63,4 +63,4 @@ class Openvino(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def misfit(self, role: str, grid: Grid, encoding: str) -> str | None:
         if role == "weight" and grid.format == "int8" and not grid.symmetric:
             return "its int8 weights are symmetric"
-        return unpacked_block(grid, encoding)
+        return not_stored(grid, encoding)

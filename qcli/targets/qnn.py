@@ -24,11 +24,11 @@ class Qnn(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
     recurrent layers stay float, which newer chips run in float16. If and Loop are not supported at all, and free
     dimensions must be fixed before the model is loaded. Weights are never only stored: there is no such kernel.
 
-    `opset` is the newest operator set: Qualcomm's "Supported ONNX Ops" of the AI Engine Direct SDK names operators up to 24,
-    the release notes of QAIRT 2.42 support up to 22, which is the default.
+    `opset` is the newest operator set: Qualcomm's "Supported ONNX Ops" has versions of most operators up to 22, of some
+    up to 24.
 
     Sources: onnxruntime, docs/execution-providers/QNN-ExecutionProvider.md (list of operators, types of MatMul);
-    onnxruntime/python/tools/quantization/execution_providers/qnn/quant_config.py (ranges of Sigmoid and Tanh).
+    onnxruntime/python/tools/quantization/execution_providers/qnn/quant_config.py (types, ranges of Sigmoid and Tanh).
     """
 
     opset: Annotated[int, msgspec.Meta(ge=10)] = 22
@@ -43,9 +43,8 @@ class Qnn(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "Concat": Support(placement=Placement.ANCHOR, data=None, tied=True),
         "Split": Support(placement=Placement.ANCHOR, tied=True, parts=True),
         **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _PAIR),
-        **dict.fromkeys(
-            ("Relu", "Clip", "LeakyRelu", "Elu", "HardSwish", "Gelu", "AveragePool", "GlobalAveragePool", "ReduceMean"), _ANY
-        ),
+        **dict.fromkeys(("Relu", "Clip", "LeakyRelu", "Elu", "HardSwish", "Gelu"), _ANY),
+        **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), _ANY),
         **dict.fromkeys(
             (
                 "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Pad", "Resize", "Tile",

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from qcli.targets._elsewhere import Elsewhere, asymmetric, unpacked_block
+from qcli.targets._elsewhere import Elsewhere, asymmetric, not_stored
 from qcli.targets._support import STANDARD_ONLY, Placement, Support, Traits
 from qcli.types import Grid
 
@@ -15,18 +15,20 @@ _POOLS = Support(placement=Placement.FOLLOW, output_optional=True)
 
 
 class Tensorrt(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """TensorRT 10: signed symmetric int8 with all zero points 0, scales per tensor for activations, per channel for weights.
+    """TensorRT 10: symmetric int8, all zero points 0; one scale for an activation, one for each channel of a weight.
 
-    * The inputs of Conv, Gemm and MatMul are quantized, and their weights; biases stay float. Results are quantized only
-      where nothing but quantized operators reads them (TensorRT, "Q/DQ Layer-Placement Recommendations").
-    * Of the Add of a residual block, the input that is not the result of a convolution is quantized: TensorRT
-      adds it inside of that convolution (the same, "quantize the residual input in skip connections").
-    * Pooling and what only moves data stay in int8 behind int8, as Q and DQ commute with them ("Q/DQ Limitations", "Q/DQ
-      Interaction with Plugins" and figures there). Everything else is left to TensorRT, which fuses it in float.
-    * int4 is for stored weights in blocks; recurrent layers and embeddings read float weights (onnx-tensorrt,
-      docs/operators.md: Cast and Gather take no INT8, DequantizeLinear takes INT8 and INT4 with zero points of 0).
+    * The inputs and weights of Conv, Gemm and MatMul are quantized; biases stay float. Results are quantized only where
+      nothing but quantized operators reads them.
+    * Of the inputs of a residual Add, the one that is the result of a convolution stays float: TensorRT adds the other
+      one inside of that convolution.
+    * Pooling and what only moves data stay in int8 behind int8. All else is left to TensorRT, which fuses it in float.
+    * int4 is for stored weights in blocks; recurrent layers and embeddings read float weights.
 
     `opset` is the newest operator set: onnx-tensorrt's docs/operators.md of TensorRT 10.15 has "opset 9 to opset 24".
+
+    Sources: TensorRT, "Working with Quantized Types" (symmetric, types, granularity), "Explicit Quantization" (Q/DQ
+    layer-placement recommendations: inputs of weighted operators, residual inputs, no outputs by default);
+    onnx-tensorrt, docs/operators.md (zero points must be 0; Cast, Gather and Clip take no INT8).
     """
 
     opset: Annotated[int, msgspec.Meta(ge=10)] = 24
@@ -63,4 +65,7 @@ class Tensorrt(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True)
         )
 
     def misfit(self, role: str, grid: Grid, encoding: str) -> str | None:
-        return asymmetric(role, grid) or unpacked_block(grid, encoding)
+        problem = asymmetric(role, grid) or not_stored(grid, encoding)
+        if problem is None and grid.format == "int4" and grid.granularity != "block":
+            return "it takes 4 bits in blocks only"
+        return problem
