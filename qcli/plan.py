@@ -12,7 +12,7 @@ from qcli.configure import convert
 from qcli.errors import NothingToDoError, UsageError
 from qcli.fitting import check_ranges, check_rules
 from qcli.granularity import check_layout, laid_out, no_blocks
-from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
+from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, is_constant, node_key, original_name
 from qcli.layers import LAYERS, bias_layer, input_axis, output_channel_axis, weight_operands
 from qcli.legality import no_form
 from qcli.matching import RuleBook
@@ -231,7 +231,7 @@ def _constant_entries(placed: Placed, rules: RuleBook) -> Iterator[Entry]:
         yield laid_out(entry, node, tuple(size or 0 for size in entry.site.shape or ()), output_channel_axis(node))
     elif support.data is None:
         for operand, value in enumerate(node.inputs):
-            if value is not None and operand not in placed.operands:
+            if value is not None and is_constant(value):
                 yield rules.entry(_site(node, operand, Role.INPUT))
     if placed.bias is not None:
         reader, operand = placed.bias
