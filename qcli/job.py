@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from qcli.types import Noun
 
@@ -16,6 +17,7 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     calibrates on that many random inputs, for smoke tests. `threads` 0 means one for each core. `requantize_rest`
     accepts a model that is quantized in part, and quantizes only what is still float. `max_memory` are the bytes that
     models may take while they run; None means what is free. `memory` measures what both models take.
+    `encodings` is a file for all scales, see `qcli.aimet`.
     """
 
     model: Path
@@ -39,6 +41,8 @@ class QuantizeJob(Noun, frozen=True, kw_only=True):
     keep_failing: bool = False
     dry_run: bool = False
     depfile: Path | None = None
+    encodings: Path | None = None
+    encodings_version: Literal["1.0.0", "0.6.1"] = "1.0.0"
     requantize_rest: bool = False
     shard: tuple[int, int] | None = None
 

@@ -31,7 +31,7 @@ def check_outputs(job: QuantizeJob) -> None:
     output = output_path(job)
     if same_file(output, job.model):
         raise UsageError(f"output '{output}' is the input", "the input is never changed; name another file with -o")
-    outputs = (*job.reports, *([job.depfile] if job.depfile is not None else []))
+    outputs = (*job.reports, *(path for path in (job.depfile, job.encodings) if path is not None))
     rejected = [output.with_name(f"{output.stem}.rejected.onnx")] if job.keep_failing else []
     check_distinct((output, *rejected, *outputs), named_inputs(job))
     for path in () if job.dry_run else (output, *outputs):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from qcli.aimet import encodings_json, refuse_blocks
 from qcli.apply import apply_plan
 from qcli.benching.peak import measure_both
 from qcli.cache import cache_key, find_statistics, keep_statistics
@@ -22,7 +23,7 @@ from qcli.doubts import doubts
 from qcli.energies import doubts_about_energies
 from qcli.errors import NothingToDoError, UnsupportedError, UsageError
 from qcli.existing import refuse_quantized
-from qcli.files import scratch_folder
+from qcli.files import replace_file, scratch_folder
 from qcli.finish import Finishing, Settled
 from qcli.gates import check_gates, evaluate, refuse_unrun, unmeasured
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
@@ -84,12 +85,14 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
     means = means_of(budget_of(job.max_memory), prepared.source)
     refuse_unrun(gates, means.unmeasured, means.why)
     evaluation = evaluation_samples(job, prepared, watch) if means.runs else ()
+    if job.encodings is not None:
+        refuse_blocks(prepared.plan, job.encodings_version)
     if job.dry_run:
         return _dry_report(job, prepared, watch)
     for step in sampling_steps(prepared.recipe.prepare) if prepared.calibration is None else ():
         watch.warn(f"step '{step}' needs samples and was skipped")
     prepared, fallback = (fall_back or _ignored)(job, prepared, watch)
-    quantized, plan = _quantize(job, prepared, watch)
+    quantized, plan, solution = _quantize(job, prepared, watch)
     prepared = replace(prepared, plan=plan)
     watch.phase("validate")
     with scratch_folder() as folder:
@@ -112,6 +115,8 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
         peak_memory_mb=peak_memory_mb(),
     )
     report = with_gates(report, evaluate(gates, report))
+    if job.encodings is not None and (report.status == "passed" or job.keep_failing):
+        replace_file(job.encodings, encodings_json(plan, solution, job.encodings_version))
     return _finish(job, prepared, quantized, report, watch)
 
 
@@ -168,14 +173,14 @@ def _ignored(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Prepar
     return prepared, None
 
 
-def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
+def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan, Solution]:
     plan, statistics = settle_job(job, prepared, watch)
     for doubts_about in (doubts_about_learning, doubts_about_energies):
         for doubt in doubts_about(plan, prepared.model, statistics):
             watch.warn(doubt)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
     watch.phase("apply")
-    return apply_plan(prepared.model, plan, solution), plan
+    return apply_plan(prepared.model, plan, solution), plan, solution
 
 
 def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch) -> Solution:

@@ -64,7 +64,7 @@ LAYERS = {
     "what kernels cost": ("costs", "costs.*"),
     "what is left over": ("opsets", "stored", "measured"),
     "stages": ("plan", "data_free", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
-    "after the measurement": ("refine", "apply", "doubts", "job_files", "learnable"),
+    "after the measurement": ("refine", "apply", "doubts", "job_files", "learnable", "aimet"),
     "learning in place": ("held_out", "in_order", "foretold", "choose", "range_search"),
     "finishing": ("finish",),
     "a job so far": ("prepared",),

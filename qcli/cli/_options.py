@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,6 +38,15 @@ def parse_memory(text: str | None) -> int | None:
     from qcli.memory import parse_size
 
     return parse_size(text) if text is not None else None
+
+
+def parse_encodings_version(text: str) -> Literal["1.0.0", "0.6.1"]:
+    """A version of AIMET's format that can be written."""
+    if text == "0.6.1":
+        return "0.6.1"
+    if text != "1.0.0":
+        raise UsageError(f"--encodings-version '{text}' is not known", "give 1.0.0 or 0.6.1")
+    return "1.0.0"
 
 
 ModelArgument = Annotated[

@@ -40,6 +40,18 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    encodings: Annotated[
+        Path | None,
+        typer.Option(
+            "--encodings",
+            metavar="FILE",
+            help="Write all scales and offsets as JSON, in the format of AIMET.",
+            show_default=False,
+        ),
+    ] = None,
+    encodings_version: Annotated[
+        str, typer.Option("--encodings-version", metavar="V", help="The version of that format: 1.0.0 or 0.6.1.")
+    ] = "1.0.0",
     calibration: options.CalibrationOption = None,
     samples: options.SamplesOption = None,
     random_samples: options.RandomSamplesOption = None,
@@ -89,6 +101,8 @@ def quantize(
         keep_failing=keep_failing,
         dry_run=dry_run,
         depfile=depfile,
+        encodings=encodings,
+        encodings_version=options.parse_encodings_version(encodings_version),
         requantize_rest=requantize_rest,
     )
     with screen.watching() as watch:

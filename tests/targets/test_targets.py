@@ -1,4 +1,4 @@
-"""What is written for each runtime: types, zero points, places of Q and DQ, biases; and that onnxruntime computes it."""
+"""What is written for each runtime: types, zero points, places of Q and DQ, biases; and that onnxruntime runs it."""
 
 from __future__ import annotations
 
