@@ -94,6 +94,8 @@ _PAYLOADS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_da
 class _Reader:
     def __init__(self, folder: Path, layout: FileLayout) -> None:
         self._folder, self._layout, self._numbers = folder, layout, count()
+        self._functions: set[int] = set()
+        """Their constants never lie outside."""
 
     def graph(self, graph: onnx.GraphProto, outer: dict[str, Key]) -> None:
         """One graph; `outer` are the values that its nodes see beside its own."""
@@ -111,6 +113,7 @@ class _Reader:
 
     def function(self, function: onnx.FunctionProto) -> None:
         number = next(self._numbers)
+        self._functions.add(number)
         known = {name: (number, name) for name in function.input}
         self._nodes(function.node, number, known)
         self._layout.results += [(number, name) for name in function.output]
@@ -144,18 +147,18 @@ class _Reader:
     def _constant(self, key: Key, tensor: onnx.TensorProto) -> None:
         kind = ir.DataType(tensor.data_type)
         dtype = "string" if kind == ir.DataType.STRING else kind.numpy().name
-        piece = self._piece(tensor) if tensor.data_location == onnx.TensorProto.EXTERNAL else None
-        inside = 0 if piece is not None else _payload(tensor)
+        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        piece = self._piece(tensor, kind) if external and key[0] not in self._functions else None
+        inside = 0 if external else _payload(tensor)
         self._layout.constants.append(StoredConstant(key, dtype, prod(tensor.dims), inside, piece))
 
-    def _piece(self, tensor: onnx.TensorProto) -> tuple[str, int, int]:
+    def _piece(self, tensor: onnx.TensorProto, kind: ir.DataType) -> tuple[str, int, int]:
         said = {entry.key: entry.value for entry in tensor.external_data}
         name = said["location"]
         if name not in self._layout.external:
             self._layout.external[name] = (self._folder / name).stat().st_size
         begin = int(said.get("offset", 0))
-        length = int(said["length"]) if "length" in said else self._layout.external[name] - begin
-        return name, begin, begin + length
+        return name, begin, begin + -(-prod(tensor.dims) * kind.bitwidth // 8)
 
 
 def _payload(tensor: onnx.TensorProto) -> int:

@@ -29,8 +29,8 @@ class Onnx(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     table: ClassVar[dict[str, Support]] = {
         "Conv": Support(placement=Placement.ANCHOR, weight=1, bias=2),
-        "Gemm": Support(placement=Placement.ANCHOR, weight=1, bias=2),
-        "MatMul": Support(placement=Placement.ANCHOR, weight=1),
+        "Gemm": Support(placement=Placement.ANCHOR, weight=1, bias=2, output_optional=True),
+        "MatMul": Support(placement=Placement.ANCHOR, weight=1, output_optional=True),
         "Add": Support(placement=Placement.BETWEEN, data=None),
         "Mul": Support(placement=Placement.BETWEEN, data=None),
         "Concat": Support(placement=Placement.BETWEEN, data=None, tied=True),
