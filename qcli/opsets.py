@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qcli.granularity import is_unscaled
 from qcli.plugins import create
 from qcli.recipe import Recipe
 from qcli.types import Grid, Match, Plan, Role, Rule, Spec
@@ -34,6 +35,8 @@ def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
 def _opset_of(spec: Spec, grid: Grid) -> int:
     """The operator set that codes on a grid need in an encoding. Those of a static one stand behind QuantizeLinear."""
     encoding, number_format = create("encodings", spec), create("formats", grid.format)
+    if is_unscaled(grid.format):
+        return int(number_format.min_opset)
     written = encoding.min_opset(number_format.bits(grid), grid.granularity)
     return int(max(written, number_format.min_opset if encoding.calibrated else 1))
 

@@ -25,6 +25,7 @@ from qcli.files import scratch_folder
 from qcli.finish import Finishing, Settled
 from qcli.gates import check_gates, evaluate, refuse_unrun
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
+from qcli.halves import doubts_about_halves
 from qcli.held_out import Trial
 from qcli.job import QuantizeJob
 from qcli.job_files import check_outputs, dependencies, output_path
@@ -162,7 +163,7 @@ def _ignored(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Prepar
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan]:
     plan, statistics = settle_job(job, prepared, watch)
-    for doubts_about in (doubts_about_learning, doubts_about_energies):
+    for doubts_about in (doubts_about_learning, doubts_about_energies, doubts_about_halves):
         for doubt in doubts_about(plan, prepared.model, statistics):
             watch.warn(doubt)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)

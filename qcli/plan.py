@@ -14,7 +14,7 @@ from qcli.fitting import check_ranges, check_rules
 from qcli.granularity import check_layout, laid_out, no_blocks
 from qcli.graph import Model, Node, constant_of, dimensions, infer_shapes, node_key, original_name
 from qcli.layers import LAYERS, bias_layer, input_axis, output_channel_axis, weight_operands
-from qcli.legality import no_form
+from qcli.legality import no_form, not_as_numbers
 from qcli.matching import RuleBook
 from qcli.opsets import required_opset
 from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
@@ -310,4 +310,10 @@ def _check_formats(entries: tuple[Entry, ...], target: Any, spec: Spec) -> None:
             raise UsageError(
                 f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
                 f"use {' or '.join(allowed[:_SUGGESTED])}",
+            )
+        problem = not_as_numbers(entry)
+        if problem is not None:
+            raise UsageError(
+                f"{entry.because}: '{entry.site.value}' in {entry.grid.format}: {problem}",
+                "use encoding: {weight_only: {decode: load}}",
             )

@@ -26,7 +26,7 @@ LAYERS = {
     "formats, stats, samples": ("formats.*", "stats.*", "samples.*"),
     "ranges and their like": ("ranges.*", "roundings.*", "metrics.*", "targets.*", "statistics"),
     "graph plug-ins": ("encodings.*", "steps.*"),
-    "facts": ("blocks", "recipe", "report", "dataset", "tracing", "pairs", "legality", "trial_graph", "expectation"),
+    "facts": ("blocks", "halves", "recipe", "report", "dataset", "tracing", "pairs", "legality", "trial_graph", "expectation"),
     "parts of a stage": ("matching", "placement", "calibrate", "cache", "sources", "learn", "fitting", "origins"),
     "parts of a judgement": ("gates", "kernels", "latency", "profile", "comparison", "trial", "energies"),
     "where the time goes": ("node_costs",),
