@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from qcli.granularity import is_unscaled
-from qcli.graph import Model, constant_of, node_key
+from qcli.conversion import Convert
+from qcli.errors import NothingToDoError
+from qcli.graph import HALF_TYPES, Model, constant_of, node_key, weight_floats
 from qcli.layers import weight_operands
 from qcli.plugins import create
 from qcli.types import Array, Grid, Interval, Plan
@@ -29,6 +31,14 @@ def beyond(array: Array, grid: Grid) -> str | None:
     largest = create("formats", grid.format).largest
     reached = max(float(np.max(array)), -float(np.min(array)))
     return f"reaches {reached:.3g}, beyond {grid.format}, which ends at {largest:.5g}" if reached > largest else None
+
+
+def refuse_done(source: Model, plan: Plan, convert: Convert | None) -> None:
+    """Raises NothingToDoError if the model has in 16 bits already all that was to have them."""
+    wanted = {entry.grid.format for entry in plan.entries} | ({convert.to} if convert is not None else set())
+    if wanted == weight_floats(source) and wanted <= set(HALF_TYPES):
+        hint = "it is as small as it gets so; take int8-weights or int8 for less"
+        raise NothingToDoError(f"the model's weights are {wanted.pop()} already", hint)
 
 
 def doubts_about_halves(plan: Plan, model: Model, _: object = None) -> list[str]:

@@ -40,6 +40,12 @@ class RuleBook:
                 return f"{decided.origin} keeps it float"
         return self._kept_by_result(node) or self._encoded_otherwise(node) or self._unmultiplied(node)
 
+    def kept(self, node: Node) -> str | None:
+        """The rule that keeps a node float in so many words, or None."""
+        decided = self._last(node, Role.INPUT, lambda rule: rule.rule.grid is not None or rule.rule.keep is not None)
+        said = decided is not None and decided.rule.keep is not None
+        return f"{decided.origin} keeps it float" if decided is not None and said else None
+
     def weight_refusal(self, node: Node) -> str | None:
         """Why the recipe keeps a node's weights as they are, or None."""
         decided = self._last(node, Role.WEIGHT, lambda rule: rule.rule.grid is not None or rule.rule.keep is not None)

@@ -13,7 +13,14 @@ from qcli.types import Grid, Match, Plan, Role, Rule, Spec
 def required_opset(recipe: Recipe) -> int:
     """The lowest operator set in which every grid of the recipe can be written."""
     rules = [sourced.rule for sourced in recipe.rules]
-    return max((version for role in (Role.WEIGHT, Role.INPUT) for version in _written_in(role, rules)), default=10)
+    versions = [version for role in (Role.WEIGHT, Role.INPUT) for version in _written_in(role, rules)]
+    if recipe.convert is not None:
+        versions.append(_CONVERTED[recipe.convert.to])
+    return max(versions, default=10)
+
+
+_CONVERTED = {"float16": 13, "bfloat16": 22}
+"""Conv and most of what has no weights take bfloat16 from operator set 22; float16 was there from the beginning."""
 
 
 def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:

@@ -14,6 +14,7 @@ from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
 from qcli.choose import choose, is_undecided
+from qcli.convert import Converted, convert_model
 from qcli.data_free import ends_of_inputs, fill_in
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
@@ -24,14 +25,15 @@ from qcli.existing import refuse_quantized
 from qcli.files import scratch_folder
 from qcli.finish import Finishing, Settled
 from qcli.gates import check_gates, evaluate, refuse_unrun
-from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
-from qcli.halves import doubts_about_halves
+from qcli.graph import Model, check_sizes, infer_shapes, load_model, node_key, save_model
+from qcli.halves import doubts_about_halves, refuse_done
 from qcli.held_out import Trial
 from qcli.job import QuantizeJob
 from qcli.job_files import check_outputs, dependencies, output_path
 from qcli.job_samples import calibration_samples, evaluation_samples, named_evaluation, step_samples
 from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
+from qcli.matching import RuleBook
 from qcli.measured import requests_of, wishes_of
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
@@ -88,18 +90,21 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
     prepared, fallback = (fall_back or _ignored)(job, prepared, watch)
     quantized, plan = _quantize(job, prepared, watch)
     prepared = replace(prepared, plan=plan)
+    converted = _converted(job, prepared, quantized, watch)
+    quantized = converted.model if converted is not None else quantized
     watch.phase("validate")
     with scratch_folder() as folder:
         written = folder / output_path(job).name
         save_model(quantized, written)
         facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
-        validation = validate(_validate_job(job, prepared, evaluation, written, means)) if means.runs else None
+        validation = validate(_validate_job(job, prepared, evaluation, written, means, converted)) if means.runs else None
     if means.why:
         watch.warn(means.why)
     report = _report(job, prepared, validation, watch)
     report = msgspec.structs.replace(
         report,
         fallback=fallback,
+        conversion=converted.facts if converted is not None else None,
         output=facts,
         size=size_of(_facts_of(report.model), facts),
         seconds=Seconds(**watch.finish()),
@@ -126,7 +131,8 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget, judge=judge)
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
     plan = fill_in(model, given if given is not None else make_plan(model, recipe), recipe, watch.warn)
-    check_plan(plan, model)
+    check_plan(plan, model, may_be_empty=recipe.convert is not None)
+    refuse_done(source, plan, recipe.convert)
     return Prepared(recipe, source, model, plan, calibration)
 
 
@@ -169,6 +175,20 @@ def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan
+
+
+def _converted(job: QuantizeJob, prepared: Prepared, model: Model, watch: Watch) -> Converted | None:
+    """What the recipe's `convert` makes of the finished model; None without one."""
+    convert = prepared.recipe.convert
+    if convert is None:
+        return None
+    watch.phase("apply")
+    samples = prepared.calibration if means_of(budget_of(job.max_memory), prepared.source).runs else None
+    if samples is None:
+        watch.warn(f"no samples: whether the values stay within the range of {convert.to} was not checked")
+    rules = RuleBook(prepared.model, prepared.recipe)
+    kept = {node_key(node): reason for node in prepared.model.nodes() if (reason := rules.kept(node)) is not None}
+    return convert_model(model, convert, kept, samples, threads_of(job))
 
 
 def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch) -> Solution:
@@ -233,7 +253,12 @@ def _read_statistics(path: Path, prepared: Prepared) -> Statistics:
 
 
 def _validate_job(
-    job: QuantizeJob, prepared: Prepared, samples: Iterable[Sample], written: Path, means: Means
+    job: QuantizeJob,
+    prepared: Prepared,
+    samples: Iterable[Sample],
+    written: Path,
+    means: Means,
+    converted: Converted | None,
 ) -> ValidateJob:
     return ValidateJob(
         float_model=job.model,
@@ -242,9 +267,14 @@ def _validate_job(
         threads=job.threads or 1,
         parallel=1 if job.threads or means.lean else min(threads_of(job), MOST_AT_ONCE),
         latency=Effort() if job.latency and not means.lean else None,
-        reasons={kept.node: kept.reason for kept in prepared.plan.kept_float},
+        reasons=_reasons(prepared.plan, converted),
         lean=means.lean,
     )
+
+
+def _reasons(plan: Plan, converted: Converted | None) -> dict[str, str]:
+    reasons = {kept.node: kept.reason for kept in plan.kept_float}
+    return reasons if converted is None else {**reasons, **converted.reasons()}
 
 
 def _report(job: QuantizeJob, prepared: Prepared, validation: Validation | None, watch: Watch) -> Report:

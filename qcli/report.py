@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from qcli.types import Noun
+from qcli.types import KeptFloat, Noun
 
 if TYPE_CHECKING:
     from qcli.graph import Model
@@ -158,6 +158,19 @@ class FallbackFacts(Noun, frozen=True, kw_only=True):
 _RETURNED = {"wider": "with weights of 8 bits", "float": "in float", "untouched": "in float, weights too"}
 
 
+class ConversionFacts(Noun, frozen=True, kw_only=True):
+    """What `convert` did: `nodes` compute in `to`, those under `kept_float` in float32, each with its reason.
+
+    `samples` is the number of samples whose values were checked against the range of `to`, None if none was.
+    """
+
+    to: str
+    io: str
+    nodes: int
+    kept_float: tuple[KeptFloat, ...] = ()
+    samples: int | None = None
+
+
 class GateResult(Noun, frozen=True, kw_only=True):
     gate: str
     value: float
@@ -201,6 +214,7 @@ class Report(Noun, frozen=True, kw_only=True):
     samples: SampleCounts | None = None
     plan: PlanCounts | None = None
     fallback: FallbackFacts | None = None
+    conversion: ConversionFacts | None = None
     size: Size | None = None
     accuracy: Accuracy | None = None
     kernels: KernelFacts | None = None

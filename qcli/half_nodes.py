@@ -1,0 +1,166 @@
+"""Which nodes compute in 16 bits, and why the others stay in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qcli.conversion import Convert
+from qcli.existing import touches_quantized
+from qcli.graph import Halves, Model, Node, Value, computes_in_float, constant_of, halves_of, node_key
+from qcli.layers import LAYERS
+from qcli.plugins import create
+from qcli.types import Array
+
+_BODIES = ("If", "Loop", "Scan", "SequenceMap")
+_SIZES = ("Shape", "Size")
+_WIDE = ("int32", "int64", "uint32", "uint64", "float64")
+
+
+@dataclass
+class Choice:
+    """The nodes of the main graph that compute in 16 bits, and the reasons of those that could and do not.
+
+    What computes with constants and sizes alone is in neither: a runtime does that when it loads the model.
+    """
+
+    nodes: dict[Node, Halves] = field(default_factory=dict)
+    reasons: dict[Node, str] = field(default_factory=dict)
+
+    def keep(self, node: Node, reason: str) -> None:
+        """From here on the node stays in float32."""
+        if self.nodes.pop(node, None) is not None:
+            self.reasons[node] = reason
+
+    def touching(self, value: Value) -> Iterator[Node]:
+        """The nodes that would give or read a value in 16 bits."""
+        producer = value.producer()
+        if producer in self.nodes and value.index() in self.nodes[producer].results:
+            yield producer
+        for reader, operand in tuple(value.uses()):
+            if reader in self.nodes and operand in self.nodes[reader].operands:
+                yield reader
+
+
+def first_choice(model: Model, convert: Convert, ruled: Mapping[str, str]) -> Choice:
+    """What operators, types and constants allow. The types of all values have to be known.
+
+    `ruled` are the reasons for which rules keep nodes float, by their first outputs.
+    """
+    choice, static = Choice(), _static(model)
+    kept = convert.kept()
+    inside = [node for graph in model.graphs() if graph is not model.graph for node in graph]
+    choice.reasons.update((node, "it lies in the body of another node") for node in inside if computes_in_float(node))
+    for node in model.graph:
+        if node in static or not computes_in_float(node):
+            continue
+        if node.op_type in _BODIES:
+            choice.reasons[node] = f"the bodies of {node.op_type} stay in float32"
+            continue
+        reason = ruled.get(node_key(node)) or _beside_integers(node) or kept.get(node.op_type) or _constants(node, convert.to)
+        halves = halves_of(node, model.opset, convert.to)
+        if reason is not None or isinstance(halves, str):
+            choice.reasons[node] = reason or str(halves)
+        else:
+            choice.nodes[node] = halves
+    return choice
+
+
+def keep_presumed(choice: Choice, model: Model, to: str, seen: Mapping[str, float]) -> None:
+    """Readers of what is presumed not to fit stay in float32, too.
+
+    That is what nodes give whose constants do not fit, unless `seen` says how far it reaches, and whole numbers.
+    """
+    for node in model.graph:
+        for value in node.outputs:
+            if _counts(node) and node not in choice.nodes:
+                reason = f"it reads whole numbers, of which {to} holds the small ones alone"
+            elif value.name not in seen and _constants(node, to) is not None:
+                reason = f"it reads what '{node.name}' gives, which has a constant beyond {to}"
+            else:
+                continue
+            for reader in tuple(choice.touching(value)):
+                choice.keep(reader, reason)
+
+
+def keep_islands(choice: Choice, model: Model, *, ends: bool) -> None:
+    """Operators that neither read nor give anything in 16 bits stay in float32: two Casts cost more than they gain.
+
+    Layers do not: they have the work.
+    """
+    changed = True
+    while changed:
+        alone = [node for node in choice.nodes if node.op_type not in LAYERS and not _joined(choice, node, model, ends)]
+        for node in alone:
+            choice.keep(node, "it stands alone between operators in float32")
+        changed = bool(alone)
+
+
+def _joined(choice: Choice, node: Node, model: Model, ends: bool) -> bool:
+    """True if some value comes or goes in 16 bits; at the ends of the model with `ends` alone."""
+    halves = choice.nodes[node]
+    for index in halves.operands:
+        value = node.inputs[index]
+        producer = value.producer() if value is not None else None
+        made = producer in choice.nodes and value is not None and value.index() in choice.nodes[producer].results
+        if made or (ends and value in model.graph.inputs):
+            return True
+    for index in halves.results:
+        value = node.outputs[index]
+        if any(reader is not node for reader in choice.touching(value)) or (ends and value.is_graph_output()):
+            return True
+    return False
+
+
+def _static(model: Model) -> set[Node]:
+    """The nodes that read nothing but constants and sizes."""
+    known: set[Node] = set()
+    for node in model.graph:
+        given = [value for value in node.inputs if value is not None]
+        fixed = all(constant_of(value) is not None or value.producer() in known for value in given)
+        bodies = node.op_type in _BODIES
+        if node.op_type in _SIZES or (fixed and not bodies and (given or node.op_type == "Constant")):
+            known.add(node)
+    return known
+
+
+def _beside_integers(node: Node) -> str | None:
+    if _counts(node):
+        return "it makes floats of whole numbers, which 16 bits may not hold"
+    return "it stands beside what is quantized" if touches_quantized(node) else None
+
+
+def _counts(node: Node) -> bool:
+    """True for a Cast of integers of many bits."""
+    source = node.inputs[0] if node.op_type == "Cast" and node.inputs else None
+    return source is not None and source.dtype is not None and source.dtype.numpy().name in _WIDE
+
+
+def _constants(node: Node, to: str) -> str | None:
+    """Why a constant that a node reads would not be what it was, or None."""
+    for value in node.inputs:
+        array = constant_of(value)
+        if value is None or array is None or array.dtype != np.float32 or not array.size:
+            continue
+        reached, (smallest, largest) = _reach(array), _ends(to)
+        if reached > largest:
+            return f"its constant '{value.name}' reaches {reached:.3g}, beyond {to}"
+        if 0 < reached < smallest:
+            return f"its constant '{value.name}' is at most {reached:.3g}, which {to} cannot hold well"
+    return None
+
+
+def _ends(to: str) -> tuple[float, float]:
+    number_format = create("formats", to)
+    return number_format.smallest_normal, number_format.largest
+
+
+def _reach(array: Array) -> float:
+    """The largest finite magnitude. Inf stays what it is in any float."""
+    with np.errstate(invalid="ignore"):
+        upper, lower = float(np.max(array)), float(np.min(array))
+    if np.isfinite(upper) and np.isfinite(lower):
+        return max(upper, -lower)
+    return float(np.max(np.abs(array), where=np.isfinite(array), initial=0.0))
