@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from qcli.calibrate import Samples, collect
 from qcli.conversion import Convert
-from qcli.errors import NothingToDoError, RuntimeFailure, UnsupportedError
-from qcli.graph import Model, Value, compute_in_half, half_trial, infer_shapes, node_key, original_name
+from qcli.errors import RuntimeFailure, UnsupportedError
+from qcli.graph import (
+    Halves,
+    Model,
+    Node,
+    Value,
+    compute_in_half,
+    half_trial,
+    infer_shapes,
+    node_key,
+    original_name,
+    round_as_halves,
+)
 from qcli.half_nodes import Choice, first_choice, keep_islands, keep_presumed
+from qcli.held_out import Yardstick, few_of
 from qcli.plugins import create
 from qcli.report import ConversionFacts
 from qcli.runtime import Session
@@ -23,6 +37,8 @@ _SPARE = 0.5
 """How much of the type's range samples may fill: others will reach further."""
 
 _NAMED = 5
+_LISTED = 3
+
 
 class Converted(NamedTuple):
     """The model, what the report says of it, and the nodes that compute in 16 bits, by their first outputs."""
@@ -36,35 +52,45 @@ class Converted(NamedTuple):
         kept = {one.node: f"it stays in float32: {one.reason}" for one in self.facts.kept_float}
         return {**kept, **dict.fromkeys(self.nodes, f"it computes in {self.facts.to}")}
 
+    def why(self) -> str:
+        """The reasons for which operators stay in float32, the first few."""
+        reasons = dict.fromkeys(f"{one.op}: {one.reason}" for one in self.facts.kept_float)
+        return "; ".join(list(reasons)[:_LISTED]) or "it has no operators on float32"
 
-def convert_model(
-    model: Model, convert: Convert, kept: Mapping[str, str], samples: Samples | None, threads: int = 1
-) -> Converted:
+
+class Evidence(NamedTuple):
+    """What a conversion is judged by: the float model that all began with, and samples."""
+
+    source: Model
+    samples: Samples
+    threads: int = 1
+
+
+def convert_model(model: Model, convert: Convert, kept: Mapping[str, str], evidence: Evidence | None) -> Converted:
     """A copy of a model of float32 that computes in 16 bits where operators, kernels and samples allow it.
 
-    `kept` are the reasons for which rules keep nodes float, by their first outputs.
-
-    What the samples show to leave the type's range stays in float32, with its neighbours; so does what is no longer
-    finite in the result. Raises UnsupportedError for operators without kernels, if the recipe does not keep them, and
-    NothingToDoError if no operator is left.
+    `kept` are the reasons for which rules keep nodes float, by their first outputs. What the samples show to leave the
+    type's range stays in float32, with its neighbours; so does what is no longer finite in 16 bits. Raises
+    UnsupportedError for operators without kernels, if the recipe does not keep them.
     """
     work = model.copy()
     infer_shapes(work)
     choice = first_choice(work, convert, kept)
     _keep_without_kernels(choice, work, convert)
-    known = _reaches(work, _read_or_given(choice), samples, threads)
+    known = _reaches(work, _read_or_given(choice), evidence)
     seen = {value: one.largest for value, one in known.items()}
     keep_presumed(choice, work, convert.to, seen)
     _keep_too_large(choice, work, convert, seen)
-    draft = _converted(work, choice, convert)
+    draft = _emulated(work, choice, convert)
     for _ in range(_ROUNDS):
-        if samples is None or not _mended(choice, draft, known, samples, threads):
+        if evidence is None or not _mended(choice, draft, known, evidence):
             break
-        draft = _converted(work, choice, convert)
-    if not choice.nodes:
-        raise NothingToDoError(f"no operator of this model can compute in {convert.to}", _why(choice))
-    facts = _facts(choice, convert, len(samples) if samples is not None else None)
-    return Converted(draft.model, facts, tuple(map(node_key, choice.nodes)))
+        draft = _emulated(work, choice, convert)
+    facts = _facts(choice, convert)
+    if evidence is not None:
+        ratio = Yardstick(evidence.source, few_of(evidence.samples), evidence.threads).decibels(draft.model)
+        facts = msgspec.structs.replace(facts, samples=len(evidence.samples), sqnr=ratio)
+    return Converted(_converted(work, choice, convert), facts, tuple(map(node_key, choice.nodes)))
 
 
 class _Seen(NamedTuple):
@@ -74,11 +100,11 @@ class _Seen(NamedTuple):
     infinite: int
 
 
-def _reaches(model: Model, values: Iterable[str], samples: Samples | None, threads: int) -> dict[str, _Seen]:
+def _reaches(model: Model, values: Iterable[str], evidence: Evidence | None) -> dict[str, _Seen]:
     requests = tuple(Request(value=value, statistic="reach") for value in dict.fromkeys(values))
-    if samples is None or not requests:
+    if evidence is None or not requests:
         return {}
-    statistics = collect(model, Statistics.empty(requests), samples, threads=threads)
+    statistics = collect(model, Statistics.empty(requests), evidence.samples, threads=evidence.threads)
     states = {request.value: statistics.get(request).arrays() for request in requests}
     return {
         value: _Seen(float(state["largest"][0]), int(state["infinite"][0]))
@@ -144,39 +170,47 @@ def _values(model: Model) -> Iterator[Value]:
         yield from node.outputs
 
 
-class _Draft(NamedTuple):
-    """The converted model, with the names that values of the model before it have there."""
+def _converted(work: Model, choice: Choice, convert: Convert) -> Model:
+    """The graph that `choice` describes; the model given stays as it is."""
+    result = work.copy()
+    compute_in_half(result, _copied(choice, result), convert.to, ends=convert.io == "convert")
+    result.import_domains()
+    result.sort()
+    result.forget_shapes()
+    result.fix_names()
+    return result
+
+
+class _Emulated(NamedTuple):
+    """The model as a machine would compute it in 16 bits, and the names that its rounded values had before."""
 
     model: Model
     names: dict[str, str]
 
 
-def _converted(work: Model, choice: Choice, convert: Convert) -> _Draft:
-    """The graph that `choice` describes; the model given stays as it is."""
+def _emulated(work: Model, choice: Choice, convert: Convert) -> _Emulated:
     keep_islands(choice, work, ends=convert.io == "convert")
     result = work.copy()
-    nodes = {node_key(node): node for node in result.graph}
-    chosen = {nodes[node_key(node)]: halves for node, halves in choice.nodes.items()}
-    given = {nodes[node_key(node)].outputs[index] for node, halves in choice.nodes.items() for index in halves.results}
-    before = {value: value.name or "" for value in given}
-    compute_in_half(result, chosen, convert.to, ends=convert.io == "convert")
-    result.import_domains()
+    names = round_as_halves(result, _copied(choice, result), convert.to)
     result.sort()
     result.forget_shapes()
-    result.fix_names()
-    left = {value for node in result.graph for value in node.outputs}
-    return _Draft(result, {value.name or "": name for value, name in before.items() if value in left})
+    return _Emulated(result, names)
 
 
-def _mended(choice: Choice, draft: _Draft, known: Mapping[str, _Seen], samples: Samples, threads: int) -> bool:
-    """Keeps in float32 what gives Inf or NaN in the draft though it did not before; False if nothing does."""
-    found = _reaches(draft.model, draft.names, samples, threads)
+def _copied(choice: Choice, copy: Model) -> dict[Node, Halves]:
+    nodes = {node_key(node): node for node in copy.graph}
+    return {nodes[node_key(node)]: halves for node, halves in choice.nodes.items()}
+
+
+def _mended(choice: Choice, draft: _Emulated, known: Mapping[str, _Seen], evidence: Evidence) -> bool:
+    """Keeps in float32 what first gives Inf or NaN in 16 bits though it did not before; False if nothing does."""
+    found = _reaches(draft.model, draft.names, evidence)
     lost = {draft.names[new] for new, one in found.items() if one.infinite and not _infinite(known, draft.names[new])}
-    for node, halves in tuple(choice.nodes.items()):
-        results = [node.outputs[index] for index in halves.results]
-        fed_by_lost = any(value is not None and value.name in lost for value in node.inputs)
-        for value in results:
-            if value.name in lost and not fed_by_lost:
+    for node in tuple(choice.nodes):
+        if any(value is not None and value.name in lost for value in node.inputs):
+            continue
+        for value in node.outputs:
+            if value.name in lost:
                 for touched in (node, *choice.touching(value)):
                     choice.keep(touched, f"'{value.name}' is Inf or NaN in 16 bits")
     return bool(lost)
@@ -186,16 +220,9 @@ def _infinite(known: Mapping[str, _Seen], value: str) -> bool:
     return value in known and known[value].infinite > 0
 
 
-def _facts(choice: Choice, convert: Convert, samples: int | None) -> ConversionFacts:
+def _facts(choice: Choice, convert: Convert) -> ConversionFacts:
     kept = (
         KeptFloat(node=node_key(node), name=original_name(node), op=node.op_type, reason=reason)
         for node, reason in choice.reasons.items()
     )
-    return ConversionFacts(
-        to=convert.to, io=convert.io, nodes=len(choice.nodes), kept_float=tuple(kept), samples=samples
-    )
-
-
-def _why(choice: Choice) -> str:
-    reasons = dict.fromkeys(f"{node.op_type}: {reason}" for node, reason in choice.reasons.items())
-    return "; ".join(list(reasons)[:_NAMED]) or "it has no operators on float32"
+    return ConversionFacts(to=convert.to, io=convert.io, nodes=len(choice.nodes), kept_float=tuple(kept))

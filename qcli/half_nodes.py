@@ -37,7 +37,7 @@ class Choice:
     def touching(self, value: Value) -> Iterator[Node]:
         """The nodes that would give or read a value in 16 bits."""
         producer = value.producer()
-        if producer in self.nodes and value.index() in self.nodes[producer].results:
+        if producer is not None and producer in self.nodes and value.index() in self.nodes[producer].results:
             yield producer
         for reader, operand in tuple(value.uses()):
             if reader in self.nodes and operand in self.nodes[reader].operands:
@@ -59,7 +59,8 @@ def first_choice(model: Model, convert: Convert, ruled: Mapping[str, str]) -> Ch
         if node.op_type in _BODIES:
             choice.reasons[node] = f"the bodies of {node.op_type} stay in float32"
             continue
-        reason = ruled.get(node_key(node)) or _beside_integers(node) or kept.get(node.op_type) or _constants(node, convert.to)
+        reason = ruled.get(node_key(node)) or _beside_integers(node) or kept.get(node.op_type)
+        reason = reason or _constants(node, convert.to)
         halves = halves_of(node, model.opset, convert.to)
         if reason is not None or isinstance(halves, str):
             choice.reasons[node] = reason or str(halves)
@@ -86,32 +87,53 @@ def keep_presumed(choice: Choice, model: Model, to: str, seen: Mapping[str, floa
 
 
 def keep_islands(choice: Choice, model: Model, *, ends: bool) -> None:
-    """Operators that neither read nor give anything in 16 bits stay in float32: two Casts cost more than they gain.
+    """Operators among those in float32 stay so, too, where two Casts would cost more than they gain.
 
-    Layers do not: they have the work.
+    That is one alone that is no layer, and any number of them that only move data. With `ends` the inputs and outputs
+    of the model have 16 bits.
     """
-    changed = True
-    while changed:
-        alone = [node for node in choice.nodes if node.op_type not in LAYERS and not _joined(choice, node, model, ends)]
-        for node in alone:
-            choice.keep(node, "it stands alone between operators in float32")
-        changed = bool(alone)
+    for group in _groups(choice):
+        computing = [node for node in group if node.op_type not in _MOVES]
+        layers = any(node.op_type in LAYERS for node in group)
+        at_ends = ends and any(_at_end(node, model) for node in group)
+        if not computing or (len(group) == 1 and not layers and not at_ends):
+            for node in group:
+                choice.keep(node, "it stands alone between operators in float32")
 
 
-def _joined(choice: Choice, node: Node, model: Model, ends: bool) -> bool:
-    """True if some value comes or goes in 16 bits; at the ends of the model with `ends` alone."""
-    halves = choice.nodes[node]
-    for index in halves.operands:
-        value = node.inputs[index]
-        producer = value.producer() if value is not None else None
-        made = producer in choice.nodes and value is not None and value.index() in choice.nodes[producer].results
-        if made or (ends and value in model.graph.inputs):
-            return True
-    for index in halves.results:
-        value = node.outputs[index]
-        if any(reader is not node for reader in choice.touching(value)) or (ends and value.is_graph_output()):
-            return True
-    return False
+_MOVES = (
+    "Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Gather",
+    "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Expand", "Tile", "Pad", "DepthToSpace",
+    "SpaceToDepth", "Cast", "Sign",
+)  # fmt: skip
+
+
+def _groups(choice: Choice) -> Iterator[tuple[Node, ...]]:
+    """The nodes in groups that pass values of 16 bits to each other."""
+    seen: set[Node] = set()
+    for first in tuple(choice.nodes):
+        group = [first] if first not in seen else []
+        seen.add(first)
+        for node in group:  # it grows
+            values = [node.inputs[index] for index in choice.nodes[node].operands]
+            values += [node.outputs[index] for index in choice.nodes[node].results]
+            passed = [value for value in values if value is not None and _made(choice, value)]
+            others = dict.fromkeys(other for value in passed for other in choice.touching(value))
+            group += [other for other in others if other not in seen]
+            seen.update(others)
+        if group:
+            yield tuple(group)
+
+
+def _made(choice: Choice, value: Value) -> bool:
+    """True for a value that some node gives in 16 bits."""
+    producer = value.producer()
+    return producer is not None and producer in choice.nodes and value.index() in choice.nodes[producer].results
+
+
+def _at_end(node: Node, model: Model) -> bool:
+    reads = any(value in model.graph.inputs for value in node.inputs if value is not None)
+    return reads or any(value.is_graph_output() for value in node.outputs)
 
 
 def _static(model: Model) -> set[Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
 from qcli.choose import choose, is_undecided
-from qcli.convert import Converted, convert_model
+from qcli.convert import Converted, Evidence, convert_model
 from qcli.data_free import ends_of_inputs, fill_in
 from qcli.dataset import Sample
 from qcli.depfile import write_depfile
@@ -97,7 +97,8 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
         written = folder / output_path(job).name
         save_model(quantized, written)
         facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
-        validation = validate(_validate_job(job, prepared, evaluation, written, means, converted)) if means.runs else None
+        reasons = _reasons(plan, converted)
+        validation = validate(_validate_job(job, reasons, evaluation, written, means)) if means.runs else None
     if means.why:
         watch.warn(means.why)
     report = _report(job, prepared, validation, watch)
@@ -188,7 +189,14 @@ def _converted(job: QuantizeJob, prepared: Prepared, model: Model, watch: Watch)
         watch.warn(f"no samples: whether the values stay within the range of {convert.to} was not checked")
     rules = RuleBook(prepared.model, prepared.recipe)
     kept = {node_key(node): reason for node in prepared.model.nodes() if (reason := rules.kept(node)) is not None}
-    return convert_model(model, convert, kept, samples, threads_of(job))
+    evidence = None if samples is None else Evidence(prepared.source, samples, threads_of(job))
+    converted = convert_model(model, convert, kept, evidence)
+    if converted.nodes:
+        return converted
+    if not prepared.plan.entries:
+        raise NothingToDoError(f"no operator of this model can compute in {convert.to}", converted.why())
+    watch.warn(f"no operator computes in {convert.to}, weights are stored as the rules say: {converted.why()}")
+    return converted
 
 
 def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch) -> Solution:
@@ -253,12 +261,7 @@ def _read_statistics(path: Path, prepared: Prepared) -> Statistics:
 
 
 def _validate_job(
-    job: QuantizeJob,
-    prepared: Prepared,
-    samples: Iterable[Sample],
-    written: Path,
-    means: Means,
-    converted: Converted | None,
+    job: QuantizeJob, reasons: Mapping[str, str], samples: Iterable[Sample], written: Path, means: Means
 ) -> ValidateJob:
     return ValidateJob(
         float_model=job.model,
@@ -267,7 +270,7 @@ def _validate_job(
         threads=job.threads or 1,
         parallel=1 if job.threads or means.lean else min(threads_of(job), MOST_AT_ONCE),
         latency=Effort() if job.latency and not means.lean else None,
-        reasons=_reasons(prepared.plan, converted),
+        reasons=reasons,
         lean=means.lean,
     )
 

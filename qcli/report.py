@@ -161,7 +161,9 @@ _RETURNED = {"wider": "with weights of 8 bits", "float": "in float", "untouched"
 class ConversionFacts(Noun, frozen=True, kw_only=True):
     """What `convert` did: `nodes` compute in `to`, those under `kept_float` in float32, each with its reason.
 
-    `samples` is the number of samples whose values were checked against the range of `to`, None if none was.
+    `samples` is the number of samples whose values were checked against the range of `to`, None if none was. `sqnr`
+    (dB, worst output, on up to 64 of them) is that of a machine that computes in `to` against the float model: every
+    value is rounded where it is stored. onnxruntime's CPU rounds less often.
     """
 
     to: str
@@ -169,6 +171,7 @@ class ConversionFacts(Noun, frozen=True, kw_only=True):
     nodes: int
     kept_float: tuple[KeptFloat, ...] = ()
     samples: int | None = None
+    sqnr: float | None = None
 
 
 class GateResult(Noun, frozen=True, kw_only=True):

@@ -120,7 +120,8 @@ class Session:
         options = onnxruntime.RunOptions()
         options.log_severity_level = _SILENT
         try:
-            values = self._run(names, {name: _feed(value, self._kinds.get(name)) for name, value in feeds.items()}, options)
+            given = {name: _feed(value, self._kinds.get(name)) for name, value in feeds.items()}
+            values = self._run(names, given, options)
         except _RUNTIME_ERRORS as error:
             _refuse_lack_of_memory(error)
             hint = "compare the inputs with what 'qcli inspect' shows"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import ml_dtypes
 import msgspec
 import numpy as np
 
@@ -17,22 +16,15 @@ _BITS = 16
 class FloatFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Floats of 16 bits, the type `dtype`, stored as they are: a scale of 1, no zero point.
 
-    Ranges and roundings have no say: each number goes to the nearest one of the type.
+    Ranges and roundings have no say: each number goes to the nearest one of the type. `largest` is the largest finite
+    number; numbers closer to zero than `smallest_normal` have fewer bits, and none at last.
     """
 
     dtype: ClassVar[str]
+    largest: ClassVar[float]
+    smallest_normal: ClassVar[float]
     min_opset: ClassVar[int]
     unscaled: ClassVar[bool] = True
-
-    @property
-    def largest(self) -> float:
-        """The largest finite number."""
-        return float(ml_dtypes.finfo(self.dtype).max)
-
-    @property
-    def smallest_normal(self) -> float:
-        """Numbers closer to zero than this have fewer bits, and none at last."""
-        return float(ml_dtypes.finfo(self.dtype).smallest_normal)
 
     def bits(self, grid: Grid) -> int:
         """Always 16. Raises UsageError for fewer, and for scales of channels or blocks, which have nothing to do."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import ml_dtypes  # noqa: F401 - from then on numpy knows the type by its name
+
 from qcli.formats._float import FloatFormat
 
 
@@ -14,4 +16,6 @@ class BFloat16(FloatFormat, frozen=True):
     """
 
     dtype: ClassVar[str] = "bfloat16"
+    largest: ClassVar[float] = (2 - 2.0**-7) * 2.0**127
+    smallest_normal: ClassVar[float] = 2.0**-126
     min_opset: ClassVar[int] = 13

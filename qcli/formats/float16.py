@@ -16,4 +16,6 @@ class Float16(FloatFormat, frozen=True):
     """
 
     dtype: ClassVar[str] = "float16"
+    largest: ClassVar[float] = 65504.0
+    smallest_normal: ClassVar[float] = 2.0**-14
     min_opset: ClassVar[int] = 6

@@ -26,6 +26,7 @@ from qcli.graph.edit import (
 from qcli.graph.float32 import compute_in_float32, float32_form, other_floats
 from qcli.graph.half import KINDS as _KINDS
 from qcli.graph.half import compute_in_half
+from qcli.graph.half_rounding import round_as_halves
 from qcli.graph.half_trial import half_trial
 from qcli.graph.half_types import Halves, computes_in_float, halves_of, operator_names, weight_floats
 from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes, note_types, untyped
@@ -90,6 +91,7 @@ __all__ = [
     "raise_opset",
     "remove_node",
     "replace_value",
+    "round_as_halves",
     "save_model",
     "set_constant",
     "share_between_bodies",

@@ -107,7 +107,7 @@ class _Halving:
     def _cast(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
         key = (value, kind)
         if key not in self._casts:
-            cast = _cast(self._graph, value, kind, free_name(self._graph, f"{value.name}_{kind.numpy().name}"))
+            cast = cast_node(self._graph, value, kind, free_name(self._graph, f"{value.name}_{kind.numpy().name}"))
             insert_after(value, cast, self._graph)
             self._casts[key] = cast.outputs[0]
         return self._casts[key]
@@ -116,7 +116,7 @@ class _Halving:
         """The output keeps its name; what computes it gets another one."""
         name = value.name or ""
         value.name = free_name(self._graph, f"{name}_{'float32' if value in self._halved else 'half'}_before")
-        cast = _cast(self._graph, value, kind, name)
+        cast = cast_node(self._graph, value, kind, name)
         self._graph.outputs[index] = cast.outputs[0]
         self._graph.append(cast)
 
@@ -135,7 +135,8 @@ def _in_half(value: ir.Value, kind: ir.DataType) -> Array | Deferred:
     return np.asarray(tensor.numpy()).astype(small)
 
 
-def _cast(graph: ir.Graph, value: ir.Value, kind: ir.DataType, output: str) -> ir.Node:
+def cast_node(graph: ir.Graph, value: ir.Value, kind: ir.DataType, output: str) -> ir.Node:
+    """A Cast of a value, not yet placed in the graph; `output` names its result."""
     cast = make_node("Cast", [value], name=free_name(graph, f"{output}_cast"), output=output, attributes={"to": kind})
     cast.outputs[0].type = ir.TensorType(kind)
     cast.outputs[0].shape = value.shape

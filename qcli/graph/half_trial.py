@@ -24,10 +24,11 @@ def half_trial(model: Model, node: ir.Node, halves: Halves, to: str) -> bytes:
         if made.op_type == "Cast" and attribute.name == "to" and halves.results:
             attribute.i = int(kind)
     graph = onnx.GraphProto(name="trial", node=[made])
+    known: set[str | None] = set()
     for index, value in enumerate(node.inputs):
-        known = {item.name for item in (*graph.input, *graph.initializer)}
         if value is None or value.name in known:
             continue
+        known.add(value.name)
         small = value.const_value is not None and value.const_value.size <= _SMALL
         array = constant_of(value) if small else None
         own = kind if index in halves.operands else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -79,7 +79,7 @@ def _type(schema: onnx.defs.OpSchema, index: int) -> str:
     return _formal(schema.inputs, index)
 
 
-def _formal(formals: list[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
+def _formal(formals: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
     """The type of an operand; the last one that is declared stands for all that follow."""
     return formals[min(index, len(formals) - 1)].type_str if formals else ""
 
