@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -53,9 +54,9 @@ class Converted(NamedTuple):
         return {**kept, **dict.fromkeys(self.nodes, f"it computes in {self.facts.to}")}
 
     def why(self) -> str:
-        """The reasons for which operators stay in float32, the first few."""
-        reasons = dict.fromkeys(f"{one.op}: {one.reason}" for one in self.facts.kept_float)
-        return "; ".join(list(reasons)[:_LISTED]) or "it has no operators on float32"
+        """The reasons for which operators stay in float32, the most frequent ones."""
+        reasons = Counter(f"{one.op}: {one.reason}" for one in self.facts.kept_float)
+        return "; ".join(text for text, _ in reasons.most_common(_LISTED)) or "it has no operators on float32"
 
 
 class Evidence(NamedTuple):

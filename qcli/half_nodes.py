@@ -23,7 +23,8 @@ _WIDE = ("int32", "int64", "uint32", "uint64", "float64")
 class Choice:
     """The nodes of the main graph that compute in 16 bits, and the reasons of those that could and do not.
 
-    What computes with constants and sizes alone is in neither: a runtime does that when it loads the model.
+    What computes with constants and sizes alone is in neither: a runtime does that when it loads the model. Nor is what
+    moves data in float32.
     """
 
     nodes: dict[Node, Halves] = field(default_factory=dict)
@@ -99,6 +100,8 @@ def keep_islands(choice: Choice, model: Model, *, ends: bool) -> None:
         if not computing or (len(group) == 1 and not layers and not at_ends):
             for node in group:
                 choice.keep(node, "it stands alone between operators in float32")
+                if node.op_type in _MOVES:
+                    del choice.reasons[node]  # it has no work to do
 
 
 _MOVES = (

@@ -124,6 +124,8 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
 
 def _settle(job: AnalyzeJob, watch: Watch) -> _Settled:
     prepared = prepare_job(job, watch)
+    if prepared.recipe.convert is not None:
+        watch.warn("the model is analyzed as it is before the recipe's 'convert'")
     samples = compared_samples(job, prepared.recipe, prepared.source)
     plan, statistics = settle_job(job, prepared, watch)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)

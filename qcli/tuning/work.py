@@ -205,6 +205,8 @@ class _Search:
         if any(alike(base, other) for other in self._bases.values()):
             return
         self._bases[recipe] = base
+        if base.prepared.recipe.convert is not None:
+            self._watch.warn(f"{recipe} is tried without its 'convert'")
         foretold = None
         if self._table is not None:
             network, costs = self._network(base)
