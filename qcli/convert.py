@@ -11,6 +11,7 @@ import msgspec
 from qcli.calibrate import Samples, collect
 from qcli.conversion import Convert
 from qcli.errors import RuntimeFailure, UnsupportedError
+from qcli.files import scratch_folder
 from qcli.graph import (
     Halves,
     Model,
@@ -22,12 +23,13 @@ from qcli.graph import (
     node_key,
     original_name,
     round_as_halves,
+    save_model,
 )
 from qcli.half_nodes import Choice, first_choice, keep_islands, keep_presumed
 from qcli.held_out import Yardstick, few_of
 from qcli.plugins import create
 from qcli.report import ConversionFacts
-from qcli.runtime import Session
+from qcli.runtime import Session, survives
 from qcli.statistics import Statistics
 from qcli.types import KeptFloat, Request
 
@@ -87,11 +89,12 @@ def convert_model(model: Model, convert: Convert, kept: Mapping[str, str], evide
         if evidence is None or not _mended(choice, draft, known, evidence):
             break
         draft = _emulated(work, choice, convert)
+    result = _loadable(work, choice, convert)
     facts = _facts(choice, convert)
     if evidence is not None:
         ratio = Yardstick(evidence.source, few_of(evidence.samples), evidence.threads).decibels(draft.model)
         facts = msgspec.structs.replace(facts, samples=len(evidence.samples), sqnr=ratio)
-    return Converted(_converted(work, choice, convert), facts, tuple(map(node_key, choice.nodes)))
+    return Converted(result, facts, tuple(map(node_key, choice.nodes)))
 
 
 class _Seen(NamedTuple):
@@ -180,6 +183,36 @@ def _converted(work: Model, choice: Choice, convert: Convert) -> Model:
     result.forget_shapes()
     result.fix_names()
     return result
+
+
+def _loadable(work: Model, choice: Choice, convert: Convert) -> Model:
+    """The converted model; where onnxruntime dies of it, without what it is known to die of.
+
+    Behind a Transpose of 16 bits it puts a Cast in front of each MatMul, exchanges the two, and may then read an
+    operator that is not resolved yet (NchwcTransformer in 1.31.1, issue 28392 of its tracker).
+    """
+    result = _converted(work, choice, convert)
+    fatal = [node for node in choice.nodes if node.op_type == "Transpose" and _feeds_product(choice, node)]
+    if not fatal or _survives(result):
+        return result
+    for node in fatal:
+        choice.keep(node, "onnxruntime may crash on it in 16 bits in front of a MatMul")
+    result = _converted(work, choice, convert)
+    if not _survives(result):
+        raise RuntimeFailure(
+            f"onnxruntime crashes on the model in {convert.to}", "store the weights alone: leave out 'convert'"
+        )
+    return result
+
+
+def _feeds_product(choice: Choice, node: Node) -> bool:
+    return any(reader.op_type == "MatMul" for reader in choice.touching(node.outputs[0]))
+
+
+def _survives(model: Model) -> bool:
+    with scratch_folder() as folder:
+        save_model(model, folder / "model.onnx")
+        return survives(folder / "model.onnx")
 
 
 class _Emulated(NamedTuple):

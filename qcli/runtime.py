@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -199,6 +201,13 @@ def _hand_over(model: Runnable, options: Any) -> list[Any]:
     if values:
         options.add_external_initializers(list(model.arrays), values)
     return values
+
+
+def survives(model: Path) -> bool:
+    """False if onnxruntime ends the process that loads a model; tried in one of its own."""
+    code = "import sys, pathlib, qcli.runtime as r; r.Session(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, check=False)
+    return done.returncode in (0, 1)
 
 
 def runtime_version() -> str:
