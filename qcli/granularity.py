@@ -7,7 +7,7 @@ import msgspec
 from qcli.errors import UsageError
 from qcli.graph import Node
 from qcli.layers import input_axis
-from qcli.plugins import create
+from qcli.plugins import create, names
 from qcli.types import Entry, Grid
 
 _SMALLEST_BLOCK = 2
@@ -15,7 +15,8 @@ _SMALLEST_BLOCK = 2
 
 def is_unscaled(number_format: str) -> bool:
     """True for a format whose codes are the numbers themselves, such as float16."""
-    return bool(getattr(create("formats", number_format), "unscaled", False))
+    known = number_format in names("formats")  # int32, that of biases, is none
+    return known and bool(getattr(create("formats", number_format), "unscaled", False))
 
 
 def check_layout(grid: Grid, where: str) -> None:

@@ -61,7 +61,7 @@ def first_choice(model: Model, convert: Convert, ruled: Mapping[str, str]) -> Ch
             choice.reasons[node] = f"the bodies of {node.op_type} stay in float32"
             continue
         reason = ruled.get(node_key(node)) or _beside_integers(node) or kept.get(node.op_type)
-        reason = reason or _constants(node, convert.to)
+        reason = reason or _too_large(node, convert.to) or _too_small(node, convert.to)
         halves = halves_of(node, model.opset, convert.to)
         if reason is not None or isinstance(halves, str):
             choice.reasons[node] = reason or str(halves)
@@ -79,7 +79,7 @@ def keep_presumed(choice: Choice, model: Model, to: str, seen: Mapping[str, floa
         for value in node.outputs:
             if _counts(node) and node not in choice.nodes:
                 reason = f"it reads whole numbers, of which {to} holds the small ones alone"
-            elif value.name not in seen and _constants(node, to) is not None:
+            elif value.name not in seen and _too_large(node, to) is not None:
                 reason = f"it reads what '{node.name}' gives, which has a constant beyond {to}"
             else:
                 continue
@@ -163,23 +163,37 @@ def _counts(node: Node) -> bool:
     return source is not None and source.dtype is not None and source.dtype.numpy().name in _WIDE
 
 
-def _constants(node: Node, to: str) -> str | None:
-    """Why a constant that a node reads would not be what it was, or None."""
+def _too_large(node: Node, to: str) -> str | None:
+    """Which constant that a node reads is beyond `to`, or None."""
+    largest = create("formats", to).largest
+    return next(
+        (
+            f"its constant '{name}' reaches {reach:.3g}, beyond {to}"
+            for name, reach in _reaches(node)
+            if reach > largest
+        ),
+        None,
+    )
+
+
+def _too_small(node: Node, to: str) -> str | None:
+    smallest = create("formats", to).smallest_normal
+    return next(
+        (
+            f"its constant '{name}' is at most {reach:.3g}, which {to} cannot hold well"
+            for name, reach in _reaches(node)
+            if 0 < reach < smallest
+        ),
+        None,
+    )
+
+
+def _reaches(node: Node) -> Iterator[tuple[str, float]]:
+    """The float constants that a node reads, with how far they reach."""
     for value in node.inputs:
         array = constant_of(value)
-        if value is None or array is None or array.dtype != np.float32 or not array.size:
-            continue
-        reached, (smallest, largest) = _reach(array), _ends(to)
-        if reached > largest:
-            return f"its constant '{value.name}' reaches {reached:.3g}, beyond {to}"
-        if 0 < reached < smallest:
-            return f"its constant '{value.name}' is at most {reached:.3g}, which {to} cannot hold well"
-    return None
-
-
-def _ends(to: str) -> tuple[float, float]:
-    number_format = create("formats", to)
-    return number_format.smallest_normal, number_format.largest
+        if value is not None and array is not None and array.dtype == np.float32 and array.size:
+            yield value.name or "", _reach(array)
 
 
 def _reach(array: Array) -> float:

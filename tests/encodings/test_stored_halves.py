@@ -80,7 +80,9 @@ def test_rows_are_fetched_in_16_bits() -> None:
     quantized = stored_of(proto, "fp16", feeds=feeds)
     assert operators(quantized.model) == ["Gather", "Cast"]
     np.testing.assert_array_equal(run(quantized.model, feeds)["y"], table[[1, 39, 0]].astype(np.float16))
-    running = stored_of(proto, "fp16", [RULE.replace("}}]", "}, encoding: {weight_only: {decode: run}}}]")], feeds=feeds)
+    running = stored_of(
+        proto, "fp16", [RULE.replace("}}]", "}, encoding: {weight_only: {decode: run}}}]")], feeds=feeds
+    )
     assert operators(running.model) == ["Gather", "Cast"]
 
 
@@ -165,8 +167,6 @@ def test_a_model_in_float16_is_done_already(settings: tuple[str, ...], tmp_path:
     weight.CopyFrom(numpy_helper.from_array(normal(0, 32, 32).astype(np.float16), "w"))
     path = saved(proto, tmp_path / "m.onnx")
     with pytest.raises(NothingToDoError, match="weights are float16 already"):
-        quantize(
-            QuantizeJob(model=path, recipe="fp16", output=tmp_path / "o.onnx", settings=settings, latency=False)
-        )
+        quantize(QuantizeJob(model=path, recipe="fp16", output=tmp_path / "o.onnx", settings=settings, latency=False))
     report = quantize(QuantizeJob(model=path, recipe="int8-weights", output=tmp_path / "o.onnx", latency=False))
     assert report.status == "passed"
