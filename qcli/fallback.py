@@ -20,11 +20,11 @@ from qcli.data_free import fill_in
 from qcli.errors import NothingToDoError, ResourceError, UsageError
 from qcli.finish import Settled
 from qcli.graph import Model, node_key, original_name
-from qcli.job import QuantizeJob
+from qcli.job import QuantizeJob, threads_of
 from qcli.job_samples import calibration_samples
 from qcli.measured import requests_of
 from qcli.memory import budget_of
-from qcli.pipeline import finish_job, settle_job, threads_of
+from qcli.pipeline import finish_job, settle_job
 from qcli.plan import make_plan
 from qcli.prepared import Prepared
 from qcli.recipe import Fallback, with_rules

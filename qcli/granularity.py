@@ -7,9 +7,16 @@ import msgspec
 from qcli.errors import UsageError
 from qcli.graph import Node
 from qcli.layers import input_axis
+from qcli.plugins import create, names
 from qcli.types import Entry, Grid
 
 _SMALLEST_BLOCK = 2
+
+
+def is_unscaled(number_format: str) -> bool:
+    """True for a format whose codes are the numbers themselves, such as float16."""
+    known = number_format in names("formats")  # int32, that of biases, is none
+    return known and bool(getattr(create("formats", number_format), "unscaled", False))
 
 
 def check_layout(grid: Grid, where: str) -> None:
@@ -22,6 +29,8 @@ def check_layout(grid: Grid, where: str) -> None:
         raise UsageError(f"{where}: 'block' with granularity {grid.granularity}", "use 'granularity: block'")
     if grid.block is not None and grid.block < _SMALLEST_BLOCK:
         raise UsageError(f"{where}: block must be {_SMALLEST_BLOCK} or more, is {grid.block}", "32 is usual")
+    if is_unscaled(grid.format):
+        create("formats", grid.format).bits(grid)
 
 
 def no_blocks(node: Node, operand: int, shape: tuple[int, ...], block: int | None) -> str | None:

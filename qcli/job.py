@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -51,3 +52,8 @@ def named_inputs(job: QuantizeJob) -> tuple[Path, ...]:
     """The files and folders that a job names."""
     named = (job.model, Path(job.recipe), job.calibration, job.evaluation, job.plan, job.stats, job.labels)
     return tuple(path for path in named if path is not None)
+
+
+def threads_of(job: QuantizeJob) -> int:
+    """The threads that a job works with: those it names, or as many as there are cores."""
+    return job.threads or os.cpu_count() or 1

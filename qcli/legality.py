@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qcli.granularity import is_unscaled
 from qcli.graph import Node, constant_of, dimensions, is_constant
 from qcli.plugins import choice_of, create
 from qcli.targets._support import Support
@@ -50,6 +51,20 @@ def no_form(entry: Entry, node: Node, operands: Sequence[int]) -> str | None:
     return None
 
 
+def not_as_numbers(entry: Entry) -> str | None:
+    """Why a weight in a format without a scale cannot have the encoding of `entry`, or None.
+
+    Rows that a Gather fetches are the ones that are decoded as the model runs.
+    """
+    encoding = choice_of(entry.encoding)
+    if not is_unscaled(entry.grid.format):
+        return None
+    if encoding.name != "weight_only":
+        return f"{entry.grid.format} is for weights alone, with the encoding weight_only"
+    runs = encoding.options.get("decode") == "run" and entry.site.op != "Gather"
+    return "onnxruntime computes its Cast when it loads the model, whatever the file says" if runs else None
+
+
 def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
     """Why a node that reads weights at these operands, on this grid, has no dynamic form, or None."""
     data = node.inputs[0] if node.inputs else None
@@ -57,7 +72,7 @@ def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
         return "its data is not float32"
     if grid.block is not None:
         return "no dynamic kernel takes weights in blocks"
-    if np.iinfo(create("formats", grid.format).dtype).bits > _BYTE:
+    if is_unscaled(grid.format) or np.iinfo(create("formats", grid.format).dtype).bits > _BYTE:
         return f"no dynamic kernel takes {grid.format} weights"
     if node.op_type == "Attention" and node.domain == "com.microsoft":
         return _attention(node, operands)

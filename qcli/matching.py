@@ -10,7 +10,7 @@ from itertools import accumulate
 import msgspec
 
 from qcli.errors import UsageError, did_you_mean
-from qcli.granularity import no_blocks
+from qcli.granularity import is_unscaled, no_blocks
 from qcli.graph import Model, Node, Value, constant_of, dimensions, is_constant, node_key, original_name
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe, SourcedRule
@@ -38,7 +38,13 @@ class RuleBook:
                 return f"no rule gives its {role.value} a grid"
             if decided.rule.keep is not None:
                 return f"{decided.origin} keeps it float"
-        return self._kept_by_result(node) or self._encoded_otherwise(node) or self._in_blocks(node)
+        return self._kept_by_result(node) or self._encoded_otherwise(node) or self._unmultiplied(node)
+
+    def kept(self, node: Node) -> str | None:
+        """The rule that keeps a node float in so many words, or None."""
+        decided = self._last(node, Role.INPUT, lambda rule: rule.rule.grid is not None or rule.rule.keep is not None)
+        said = decided is not None and decided.rule.keep is not None
+        return f"{decided.origin} keeps it float" if decided is not None and said else None
 
     def weight_refusal(self, node: Node) -> str | None:
         """Why the recipe keeps a node's weights as they are, or None."""
@@ -97,12 +103,16 @@ class RuleBook:
                 return f"{decided.origin} wants it {choice_of(encoding).name}"
         return None
 
-    def _in_blocks(self, node: Node) -> str | None:
-        """A rule that gives the weight blocks, where they fit."""
+    def _unmultiplied(self, node: Node) -> str | None:
+        """A rule that gives the weight blocks, where they fit, or floats of 16 bits."""
         array = constant_of(node.inputs[1]) if Role.WEIGHT in self._roles(node) else None
         decided = self._last(node, Role.WEIGHT, lambda rule: rule.rule.grid is not None)
         grid = decided.rule.grid if decided is not None else None
-        if array is None or decided is None or grid is None or grid.granularity != "block":
+        if array is None or decided is None or grid is None:
+            return None
+        if is_unscaled(grid.format):
+            return f"{decided.origin} gives it a {grid.format} weight, which no integer kernel multiplies"
+        if grid.granularity != "block":
             return None
         fits = no_blocks(node, 1, array.shape, grid.block) is None
         return f"{decided.origin} gives its weight blocks, which no static kernel multiplies" if fits else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qcli.granularity import is_unscaled
 from qcli.plugins import create
 from qcli.recipe import Recipe
 from qcli.suitability import decoded_there
@@ -16,7 +17,14 @@ def required_opset(recipe: Recipe) -> int:
     rules = [sourced.rule for sourced in recipe.rules]
     traits = traits_of(create("targets", recipe.target))
     roles = (Role.WEIGHT, Role.INPUT)
-    return max((version for role in roles for version in _written_in(role, rules, traits)), default=10)
+    versions = [version for role in roles for version in _written_in(role, rules, traits)]
+    if recipe.convert is not None:
+        versions.append(_CONVERTED[recipe.convert.to])
+    return max(versions, default=10)
+
+
+_CONVERTED = {"float16": 13, "bfloat16": 22}
+"""Conv and most of what has no weights take bfloat16 from operator set 22; float16 was there from the beginning."""
 
 
 def _written_in(role: Role, rules: list[Rule], traits: Traits) -> Iterator[int]:
@@ -38,6 +46,8 @@ def _written_in(role: Role, rules: list[Rule], traits: Traits) -> Iterator[int]:
 def _opset_of(spec: Spec, grid: Grid) -> int:
     """The operator set that codes on a grid need in an encoding. Those of a static one stand behind QuantizeLinear."""
     encoding, number_format = create("encodings", spec), create("formats", grid.format)
+    if is_unscaled(grid.format):
+        return int(number_format.min_opset)
     written = encoding.min_opset(number_format.bits(grid), grid.granularity)
     return int(max(written, number_format.min_opset if encoding.calibrated else 1))
 

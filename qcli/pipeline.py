@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import msgspec
 
 from qcli.aimet import encodings_json, refuse_blocks
 from qcli.apply import apply_plan
-from qcli.benching.peak import measure_both
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
 from qcli.choose import choose, is_undecided
@@ -21,17 +19,19 @@ from qcli.dataset import Sample
 from qcli.depfile import write_depfile
 from qcli.doubts import doubts
 from qcli.energies import doubts_about_energies
-from qcli.errors import NothingToDoError, UnsupportedError, UsageError
+from qcli.errors import NothingToDoError, UsageError
 from qcli.existing import refuse_quantized
 from qcli.files import replace_file, scratch_folder
 from qcli.finish import Finishing, Settled
 from qcli.gates import check_gates, evaluate, refuse_unrun, unmeasured
 from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
+from qcli.halves import doubts_about_halves, refuse_done
 from qcli.held_out import Trial
-from qcli.job import QuantizeJob
+from qcli.job import QuantizeJob, threads_of
 from qcli.job_files import check_outputs, dependencies, output_path
+from qcli.job_results import converted_by, memory_of, reasons_of
 from qcli.job_samples import calibration_samples, evaluation_samples, named_evaluation, step_samples
-from qcli.latency import Effort, made_up_feeds
+from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
 from qcli.measured import requests_of, wishes_of
 from qcli.memory import budget_of
@@ -57,7 +57,6 @@ from qcli.report import (
     size_of,
     with_gates,
 )
-from qcli.sizes import BothMemories
 from qcli.solve import Solution, solve
 from qcli.statistics import Statistics, load_statistics
 from qcli.storage import read_storage
@@ -94,20 +93,24 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
     prepared, fallback = (fall_back or _ignored)(job, prepared, watch)
     quantized, plan, solution = _quantize(job, prepared, watch)
     prepared = replace(prepared, plan=plan)
+    converted = converted_by(job, prepared, quantized, watch)
+    quantized = converted.model if converted is not None else quantized
     watch.phase("validate")
     with scratch_folder() as folder:
         written = folder / output_path(job).name
         save_model(quantized, written)
         facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
-        validation = validate(_validate_job(job, prepared, evaluation, written, means)) if means.runs else None
+        reasons = reasons_of(plan, converted)
+        validation = validate(_validate_job(job, reasons, evaluation, written, means)) if means.runs else None
         storage = read_storage(written)
-        memory = _memory(job, prepared, written) if job.memory and means.runs else None
+        memory = memory_of(job, prepared, written) if job.memory and means.runs else None
     if means.why:
         watch.warn(means.why)
     report = _report(job, prepared, validation, watch)
     report = msgspec.structs.replace(
         report,
         fallback=fallback,
+        conversion=converted.facts if converted is not None else None,
         output=facts,
         size=size_of(_facts_of(report.model), facts, storage),
         memory=memory,
@@ -138,7 +141,8 @@ def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
     model = prepare(source, opset, recipe.prepare, samples, watch, budget=budget, judge=judge)
     infer_shapes(model)  # as making a plan does, so that reading one gives the same bytes
     plan = fill_in(model, given if given is not None else make_plan(model, recipe), recipe, watch.warn)
-    check_plan(plan, model)
+    check_plan(plan, model, may_be_empty=recipe.convert is not None)
+    refuse_done(source, plan, recipe.convert)
     return Prepared(recipe, source, model, plan, calibration)
 
 
@@ -146,10 +150,6 @@ def calibrate_job(job: QuantizeJob, watch: Watch | None = None) -> Statistics:
     """The statistics that the plan of a job needs, of the samples of its shard."""
     watch = watch or Watch()
     return _measure(job, prepare_job(job, watch), watch)
-
-
-def threads_of(job: QuantizeJob) -> int:
-    return job.threads or os.cpu_count() or 1
 
 
 def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan, Statistics]:
@@ -175,7 +175,7 @@ def _ignored(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Prepar
 
 def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model, Plan, Solution]:
     plan, statistics = settle_job(job, prepared, watch)
-    for doubts_about in (doubts_about_learning, doubts_about_energies):
+    for doubts_about in (doubts_about_learning, doubts_about_energies, doubts_about_halves):
         for doubt in doubts_about(plan, prepared.model, statistics):
             watch.warn(doubt)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
@@ -245,7 +245,7 @@ def _read_statistics(path: Path, prepared: Prepared) -> Statistics:
 
 
 def _validate_job(
-    job: QuantizeJob, prepared: Prepared, samples: Iterable[Sample], written: Path, means: Means
+    job: QuantizeJob, reasons: Mapping[str, str], samples: Iterable[Sample], written: Path, means: Means
 ) -> ValidateJob:
     return ValidateJob(
         float_model=job.model,
@@ -254,19 +254,9 @@ def _validate_job(
         threads=job.threads or 1,
         parallel=1 if job.threads or means.lean else min(threads_of(job), MOST_AT_ONCE),
         latency=Effort() if job.latency and not means.lean else None,
-        reasons={kept.node: kept.reason for kept in prepared.plan.kept_float},
+        reasons=reasons,
         lean=means.lean,
     )
-
-
-def _memory(job: QuantizeJob, prepared: Prepared, written: Path) -> BothMemories | None:
-    """What both models take on a calibration sample, or on a made-up one."""
-    first = next(iter(prepared.calibration), None) if prepared.calibration is not None else None
-    try:
-        feeds = first.feeds if first is not None else made_up_feeds(prepared.source.inputs())
-    except UnsupportedError:  # text is not made up
-        return None
-    return measure_both(job.model, written, feeds)
 
 
 def _report(job: QuantizeJob, prepared: Prepared, validation: Validation | None, watch: Watch) -> Report:

@@ -55,7 +55,7 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
     entries = (*static, *stored.entries)
     integer = {entry.site.node for entry in stored.entries if create("encodings", entry.encoding).multiplies}
     kept_float = tuple(described(kept, stored) for kept in layout.kept if kept.node not in integer)
-    if not entries:
+    if not entries and recipe.convert is None:
         raise NothingToDoError("nothing in this model can be quantized", _why_nothing(kept_float, stored))
     check_entries(entries, recipe.target)
     check_ranges(entries)
@@ -94,11 +94,11 @@ def plan_text(plan: Plan) -> str:
     return write_yaml(_plain(plan))
 
 
-def check_plan(plan: Plan, model: Model) -> None:
+def check_plan(plan: Plan, model: Model, *, may_be_empty: bool = False) -> None:
     """Raises UsageError if a plan was made for another model or names nodes that this one lacks."""
     if plan.model_sha256 != model.sha256:
         raise UsageError("the plan was made for another model", "make it again with 'qcli plan'")
-    if not plan.entries:
+    if not plan.entries and not may_be_empty:
         raise NothingToDoError("the plan has no entries", "make it again with 'qcli plan'")
     check_entries(plan.entries, plan.target)
     check_ranges(plan.entries)

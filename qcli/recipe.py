@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from qcli.configure import convert
+from qcli.conversion import Convert, check_convert
 from qcli.errors import UsageError, did_you_mean
 from qcli.files import is_there
 from qcli.granularity import check_layout
@@ -68,6 +69,7 @@ class RecipeFile(Noun, frozen=True, kw_only=True):
     rules: tuple[Rule, ...] = ()
     finish: tuple[Spec, ...] | None = None
     fallback: Fallback | None = None
+    convert: Convert | None = None
     gates: tuple[str, ...] = ()
 
 
@@ -91,6 +93,7 @@ class Recipe(Noun, frozen=True, kw_only=True):
     rules: tuple[SourcedRule, ...]
     finish: tuple[Spec, ...]
     fallback: Fallback | None = None
+    convert: Convert | None = None
     gates: tuple[str, ...]
     origins: dict[str, str]
 
@@ -200,7 +203,8 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
         for kind, source in (layer.data.get("samples") or {}).items():
             samples[kind].update(source)
             origins.update({f"samples.{kind}.{key}": layer.label for key in source})
-        origins.update({f"fallback.{key}": layer.label for key in layer.data.get("fallback") or ()})
+        for part in ("fallback", "convert"):
+            origins.update({f"{part}.{key}": layer.label for key in layer.data.get(part) or ()})
         origins.update({f"gates[{gate}]": layer.label for gate in layer.file.gates})
     rules = tuple(
         SourcedRule(rule=rule, origin=f"{layer.label} rules[{index}]", own=layer.own)
@@ -217,6 +221,7 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
         rules=rules,
         finish=_last(layers, "finish", ()),
         fallback=_fallback(layers),
+        convert=_conversion(layers),
         gates=tuple(gate for layer in layers for gate in layer.file.gates),
         origins=origins,
     )
@@ -228,18 +233,30 @@ def _last(layers: list[_Layer], key: str, default: Any) -> Any:
 
 
 def _fallback(layers: list[_Layer]) -> Fallback | None:
-    """The keys of all layers; an empty one switches off what stands below it."""
-    stated: dict[str, Any] = {}
-    for layer in layers:
-        own = layer.data.get("fallback")
-        stated = {**stated, **own} if own else stated if own is None else {}
-    found = convert(stated, Fallback, where="recipe fallback")
+    found = convert(_stated(layers, "fallback"), Fallback, where="recipe fallback")
     if found == Fallback():
         return None
     if not found.limits:
         hint = "add max_drop, as in {max_drop: 0.01}, or min_sqnr, in dB"
         raise UsageError("recipe fallback: there is no limit to keep", hint)
     return found
+
+
+def _conversion(layers: list[_Layer]) -> Convert | None:
+    found = convert(_stated(layers, "convert"), Convert, where="recipe convert")
+    if found == Convert():
+        return None
+    check_convert(found)
+    return found
+
+
+def _stated(layers: list[_Layer], key: str) -> dict[str, Any]:
+    """The keys of a mapping in all layers; an empty one switches off what stands below it."""
+    stated: dict[str, Any] = {}
+    for layer in layers:
+        own = layer.data.get(key)
+        stated = {**stated, **own} if own else stated if own is None else {}
+    return stated
 
 
 def with_rules(recipe: Recipe, rules: Sequence[Rule], origin: str) -> Recipe:

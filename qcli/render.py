@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from qcli.files import replace_file, writer_for
-from qcli.report import Accuracy, FallbackFacts, FloatNode, KernelFacts, Report, Scores, encode_report
+from qcli.report import Accuracy, ConversionFacts, FallbackFacts, FloatNode, KernelFacts, Report, Scores, encode_report
 from qcli.sizes import BothMemories, in_words
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         yield from _accuracy_rows(report.accuracy)
     if report.fallback is not None:
         yield "fallback", _fallback(report.fallback)
+    if report.conversion is not None:
+        yield "computes in", _conversion(report.conversion)
     if report.kernels is not None:
         yield from _kernel_rows(report.kernels)
     if report.size is not None and report.size.bits_per_weight is not None:
@@ -97,13 +99,20 @@ def to_markdown(report: Report) -> bytes:
     if returned:
         lines += ["", "## Fallback", "", "| part | operator | now |", "|--|--|--|"]
         lines += [f"| {code(name)} | {op} | {now} |" for name, op, now in returned]
+    stays = report.conversion.kept_float if report.conversion is not None else ()
+    if stays:
+        lines += ["", "## Stays in float32", "", "| node | operator | why |", "|--|--|--|"]
+        lines += [
+            f"| {code(one.name or one.node)} | {one.op} | {cell(one.reason)} |" for one in stays[:_MOST_FLOAT_NODES]
+        ]
+        lines += _hidden(len(stays))
     kept = report.kernels.kept_float if report.kernels is not None else ()
     if kept:
         lines += ["", "## Float nodes", "", "| node | operator | share of the work | why |", "|--|--|--:|--|"]
         lines += [
             f"| {code(one.node)} | {one.op} | {_percent(one.mac_share)} | {cell(one.reason)} |" for one in _most(kept)
         ]
-        lines += _rest(kept)
+        lines += _hidden(len(kept))
     if report.warnings:
         lines += ["", "## Warnings", "", *(f"* {cell(text)}" for text in report.warnings)]
     return ("\n".join(lines) + "\n").encode()
@@ -125,11 +134,16 @@ def to_html(report: Report) -> bytes:
     returned = _returned(report)
     if returned:
         parts += ["<h2>Fallback</h2>", _html_table(("part", "operator", "now"), returned)]
+    stays = report.conversion.kept_float if report.conversion is not None else ()
+    if stays:
+        rows = [[one.name or one.node, one.op, one.reason] for one in stays[:_MOST_FLOAT_NODES]]
+        parts += ["<h2>Stays in float32</h2>", _html_table(("node", "operator", "why"), rows)]
+        parts += [f"<p>{escape(line)}</p>" for line in _hidden(len(stays)) if line]
     kept = report.kernels.kept_float if report.kernels is not None else ()
     if kept:
         rows = [[one.node, one.op, _percent(one.mac_share), one.reason] for one in _most(kept)]
         parts += ["<h2>Float nodes</h2>", _html_table(("node", "operator", "share of the work", "why"), rows)]
-        parts += [f"<p>{escape(line)}</p>" for line in _rest(kept) if line]
+        parts += [f"<p>{escape(line)}</p>" for line in _hidden(len(kept)) if line]
     if report.warnings:
         parts += ["<h2>Warnings</h2><ul>", *(f"<li>{escape(text)}</li>" for text in report.warnings), "</ul>"]
     return "\n".join([*parts, "</body></html>", ""]).encode()
@@ -203,6 +217,13 @@ def _fallback(facts: FallbackFacts) -> str:
     return f"{kept}, {parts}: {', '.join(changes)} on {facts.samples} {which}"
 
 
+def _conversion(facts: ConversionFacts) -> str:
+    nodes = f"{facts.to}: {facts.nodes} nodes, {len(facts.kept_float)} stay in float32"
+    if facts.sqnr is None:
+        return f"{nodes}; not checked on samples"
+    return f"{nodes}; {facts.sqnr:.1f} dB where every value is rounded, {facts.samples} samples checked"
+
+
 def _returned(report: Report) -> list[list[str]]:
     parts = report.fallback.parts if report.fallback is not None else ()
     return [[part.node, part.op, part.now] for part in parts]
@@ -217,8 +238,8 @@ def _most(kept: tuple[FloatNode, ...]) -> list[FloatNode]:
     return sorted(kept, key=lambda one: -one.mac_share)[:_MOST_FLOAT_NODES]
 
 
-def _rest(kept: tuple[FloatNode, ...]) -> list[str]:
-    hidden = len(kept) - _MOST_FLOAT_NODES
+def _hidden(nodes: int) -> list[str]:
+    hidden = nodes - _MOST_FLOAT_NODES
     return ["", f"and {hidden} more"] if hidden > 0 else []
 
 

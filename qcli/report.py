@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from qcli.sizes import BothMemories, BytesBy, Storage
-from qcli.types import Noun
+from qcli.types import KeptFloat, Noun
 
 if TYPE_CHECKING:
     from qcli.graph import Model
@@ -166,6 +166,22 @@ class FallbackFacts(Noun, frozen=True, kw_only=True):
 _RETURNED = {"wider": "with weights of 8 bits", "float": "in float", "untouched": "in float, weights too"}
 
 
+class ConversionFacts(Noun, frozen=True, kw_only=True):
+    """What `convert` did: `nodes` compute in `to`, those under `kept_float` in float32, each with its reason.
+
+    `samples` is the number of samples whose values were checked against the range of `to`, None if none was. `sqnr`
+    (dB, worst output, on up to 64 of them) is that of a machine that computes in `to` against the float model: every
+    value is rounded where it is stored. onnxruntime's CPU rounds less often.
+    """
+
+    to: str
+    io: str
+    nodes: int
+    kept_float: tuple[KeptFloat, ...] = ()
+    samples: int | None = None
+    sqnr: float | None = None
+
+
 class GateResult(Noun, frozen=True, kw_only=True):
     gate: str
     value: float
@@ -209,6 +225,7 @@ class Report(Noun, frozen=True, kw_only=True):
     samples: SampleCounts | None = None
     plan: PlanCounts | None = None
     fallback: FallbackFacts | None = None
+    conversion: ConversionFacts | None = None
     size: Size | None = None
     accuracy: Accuracy | None = None
     kernels: KernelFacts | None = None

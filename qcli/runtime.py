@@ -8,12 +8,15 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from qcli.errors import ResourceError, RuntimeFailure
@@ -101,6 +104,8 @@ class Session:
             hint = "run 'qcli doctor' to see this onnxruntime's version"
             raise RuntimeFailure(f"onnxruntime cannot load the model: {_reason(error)}", hint) from error
 
+        self._kinds = {item.name: _HALVES[item.type] for item in self._session.get_inputs() if item.type in _HALVES}
+
     def input_names(self) -> tuple[str, ...]:
         return tuple(item.name for item in self._session.get_inputs())
 
@@ -117,7 +122,8 @@ class Session:
         options = onnxruntime.RunOptions()
         options.log_severity_level = _SILENT
         try:
-            values = self._run(names, {name: _feed(value) for name, value in feeds.items()}, options)
+            given = {name: _feed(value, self._kinds.get(name)) for name, value in feeds.items()}
+            values = self._run(names, given, options)
         except _RUNTIME_ERRORS as error:
             _refuse_lack_of_memory(error)
             hint = "compare the inputs with what 'qcli inspect' shows"
@@ -141,7 +147,14 @@ _BFLOAT16_CODE = 16
 """onnx.TensorProto.BFLOAT16. numpy has no such type, so onnxruntime takes and gives it as bytes alone."""
 
 
-def _feed(value: Any) -> Any:
+_HALVES = {"tensor(float16)": "float16", _BFLOAT16: "bfloat16"}
+
+
+def _feed(value: Any, half: str | None) -> Any:
+    """What an input takes. Samples of a float32 model also run one that takes them in 16 bits, named by `half`."""
+    if half is not None and isinstance(value, np.ndarray) and value.dtype == np.float32:
+        with np.errstate(over="ignore"):
+            value = value.astype(ml_dtypes.bfloat16 if half == "bfloat16" else np.float16)
     if isinstance(value, np.ndarray) and value.dtype.name == "bfloat16":
         codes = np.require(value, requirements="C").view(np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, _BFLOAT16_CODE)
@@ -188,6 +201,13 @@ def _hand_over(model: Runnable, options: Any) -> list[Any]:
     if values:
         options.add_external_initializers(list(model.arrays), values)
     return values
+
+
+def survives(model: Path) -> bool:
+    """False if onnxruntime ends the process that loads a model; tried in one of its own."""
+    code = "import sys, pathlib, qcli.runtime as r; r.Session(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, check=False)  # noqa: S603
+    return done.returncode in (0, 1)
 
 
 def runtime_version() -> str:

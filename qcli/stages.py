@@ -30,6 +30,8 @@ def make_plan_file(job: QuantizeJob, watch: Watch | None = None) -> Plan:
         watch.warn(
             "what goes back to float by the recipe's 'fallback' is found by 'quantize': this is the plan before it"
         )
+    if prepared.recipe.convert is not None:
+        watch.warn("what the recipe's 'convert' does is decided by 'quantize': this is the plan before it")
     plan = prepared.plan
     if job.output is not None:
         replace_file(job.output, plan_text(plan).encode())

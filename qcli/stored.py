@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from qcli.granularity import laid_out, scales_of
+from qcli.granularity import is_unscaled, laid_out, scales_of
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
+from qcli.halves import beyond
 from qcli.layers import weight_operands
 from qcli.legality import no_form
 from qcli.matching import RuleBook
@@ -71,13 +72,24 @@ def _entries(
             reasons[node_key(node)] = "its weight holds Inf or NaN"
             continue
         entry = laid_out(rules.entry(_site(node, operand, value)), node, array.shape, axis)
-        entry = _encoded(entry, node, [other for other, _ in operands], unfit)
+        entry = _encoded(_as_numbers(entry), node, [other for other, _ in operands], unfit)
+        unstorable = beyond(array, entry.grid)
+        if unstorable is not None:
+            reasons[node_key(node)] = f"its weight {unstorable}"
+            continue
         scales = scales_of(entry.grid, array.shape)
         if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _FLOAT_BITS * scales + 8 * _OVERHEAD:
             small = "its blocks are" if entry.grid.block is not None and scales > array.size // 4 else "its weight is"
             reasons[node_key(node)] = f"{small} too small for integers to save bytes"
             continue
         yield entry
+
+
+def _as_numbers(entry: Entry) -> Entry:
+    """Without a scale there is no range to find, and one way to round."""
+    if not is_unscaled(entry.grid.format):
+        return entry
+    return msgspec.structs.replace(entry, range="minmax", rounding="nearest")
 
 
 def _bits(grid: Grid) -> int:

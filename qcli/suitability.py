@@ -9,6 +9,7 @@ import msgspec
 
 from qcli.errors import UnsupportedError, UsageError
 from qcli.graph import Model, file_version_with, original_name
+from qcli.legality import not_as_numbers
 from qcli.plugins import choice_of, create
 from qcli.targets._support import Traits, traits_of
 from qcli.types import Entry, Role, Spec
@@ -65,6 +66,10 @@ def check_entries(entries: Iterable[Entry], spec: Spec) -> None:
                 f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
                 f"use {' or '.join(allowed[:_SUGGESTED])}",
             )
+        unwritten = not_as_numbers(entry)
+        if unwritten is not None:
+            where = f"'{entry.site.value}' in {entry.grid.format}"
+            raise UsageError(f"{entry.because}: {where}: {unwritten}", "use encoding: {weight_only: {decode: load}}")
         problem = _misfit(entry, role, target, traits)
         if problem is not None:
             where = f"'{entry.site.value}' of '{entry.site.name or entry.site.node}'"

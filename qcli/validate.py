@@ -18,7 +18,7 @@ from qcli.contracts import InputSpec
 from qcli.dataset import Sample
 from qcli.errors import InputError, NothingToDoError, ResourceError, RuntimeFailure
 from qcli.files import scratch_folder
-from qcli.graph import Model, float32_form, load_model
+from qcli.graph import HALF_TYPES, Model, float32_form, load_model
 from qcli.kernels import Kernels, read_kernels
 from qcli.latency import BUSY, NORMAL_EFFORT, Effort, Latency, measure
 from qcli.memory import Budget
@@ -246,11 +246,16 @@ def _check_same_interface(left: Model, right: Model) -> None:
                 "compare a model with one that was made from it",
             )
     for name, spec in ours.items():
-        if spec.dtype != theirs[name].dtype or not _same_shape(spec, theirs[name]):
+        if not _same_type(spec, theirs[name]) or not _same_shape(spec, theirs[name]):
             raise InputError(
                 f"the input '{name}' differs: {_shown(spec)} and {_shown(theirs[name])}",
                 "compare a model with one that was made from it",
             )
+
+
+def _same_type(left: InputSpec, right: InputSpec) -> bool:
+    """True if one sample can fit both: float32 is rounded for an input of 16 bits."""
+    return left.dtype == right.dtype or (left.dtype == "float32" and right.dtype in HALF_TYPES)
 
 
 def _same_shape(left: InputSpec, right: InputSpec) -> bool:

@@ -15,9 +15,9 @@ from qcli.calibrate import collect
 from qcli.configure import convert
 from qcli.dataset import Sample
 from qcli.errors import QcliError
-from qcli.job import QuantizeJob
+from qcli.job import QuantizeJob, threads_of
 from qcli.measured import requests_of, wishes_of
-from qcli.pipeline import prepare_job, settle_job, threads_of
+from qcli.pipeline import prepare_job, settle_job
 from qcli.plan import make_plan
 from qcli.prepared import Prepared
 from qcli.recipe import Recipe, SourcedRule

@@ -24,11 +24,11 @@ from qcli.analysis.trial import Ground, Reference, Trials
 from qcli.apply import apply_plan
 from qcli.files import check_distinct, check_writable
 from qcli.finish import Settled
-from qcli.job import named_inputs
+from qcli.job import named_inputs, threads_of
 from qcli.measured import quantizes_as_it_runs
 from qcli.memory import budget_of
 from qcli.metrics.sqnr import Sqnr
-from qcli.pipeline import finish_job, prepare_job, settle_job, threads_of
+from qcli.pipeline import finish_job, prepare_job, settle_job
 from qcli.prepared import Prepared
 from qcli.report import RecipeFacts, environment, file_facts
 from qcli.runtime import Session
@@ -124,6 +124,8 @@ def _analyze(job: AnalyzeJob, watch: Watch) -> Analysis:
 
 def _settle(job: AnalyzeJob, watch: Watch) -> _Settled:
     prepared = prepare_job(job, watch)
+    if prepared.recipe.convert is not None:
+        watch.warn("the model is analyzed as it is before the recipe's 'convert'")
     samples = compared_samples(job, prepared.recipe, prepared.source)
     plan, statistics = settle_job(job, prepared, watch)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)

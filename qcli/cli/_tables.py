@@ -192,6 +192,7 @@ def show_recipe(recipe: Recipe, console: Console) -> None:
         *(("rule", _rule(sourced.rule), sourced.origin) for sourced in recipe.rules),
         ("finish", ", ".join(map(_spec, recipe.finish)), origins.get("finish", "default")),
         *_fallback(recipe),
+        *_convert(recipe),
         *(("gate", gate, origins.get(f"gates[{gate}]", "")) for gate in recipe.gates),
     ]
     console.print(_table(("key", "value", "from"), rows))
@@ -202,6 +203,14 @@ def _fallback(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         value = getattr(recipe.fallback, key, None)
         if value is not None:
             yield f"fallback.{key}", f"{value:g}", recipe.origins[f"fallback.{key}"]
+
+
+def _convert(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    for key in ("to", "keep", "io", "without_kernel"):
+        value = getattr(recipe.convert, key, None)
+        if value is not None:
+            text = value if isinstance(value, str) else ", ".join(value) or "nothing"
+            yield f"convert.{key}", text, recipe.origins.get(f"convert.{key}", "default")
 
 
 def show_checked(recipe: Recipe, console: Console) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 
 from qcli.contracts import along
 from qcli.encodings._weights import Coded, Pool, dequantized, home_of, zero_points
+from qcli.granularity import is_unscaled
 from qcli.graph import (
+    Node,
     Value,
     add_initializer,
     enclosing_node,
@@ -36,14 +38,15 @@ class _Step(Protocol):
 
 
 class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Weights as integers; activations and arithmetic stay float.
+    """Weights as integers or as floats of 16 bits; activations and arithmetic stay float.
 
     `decode: load` writes Cast and Mul, which onnxruntime computes once when it loads the model: the speed and the
     memory of the float model. `decode: run` writes DequantizeLinear, which onnxruntime never folds: it runs each time,
     the kernel finds no constant weight to pack, and memory holds the integers alone; of some MatMul it makes
     MatMulNBits. Rows that a Gather fetches are decoded behind it, in both cases. With `pack`, weights of two to four
     bits are stored as such; without, in 8 bits each. Scales of blocks are repeated by a Gather when the model is
-    loaded, or by the `block_size` of DequantizeLinear, which then reads packed codes as they are.
+    loaded, or by the `block_size` of DequantizeLinear, which then reads packed codes as they are. Of float16 and
+    bfloat16 a Cast makes float32 when the model is loaded, or behind the Gather.
     """
 
     decode: Literal["load", "run"] = "load"
@@ -79,6 +82,8 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             insert_before(reader, node, home)
             return node.outputs[0]
 
+        if is_unscaled(coded.scale.dtype):
+            return step("Cast", [pool.codes(coded)], "dq", _TO_FLOAT)
         levels = step("Cast", [pool.codes(coded, pack=self.pack)], "cast", _TO_FLOAT)
         if coded.scale.zero_point.any():
             levels = step("Sub", [levels, self._zero(coded, step)], "sub")
@@ -99,7 +104,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def _gather(self, coded: Coded, pool: Pool) -> None:
         """y = decode(Gather(codes)): only the rows that are fetched are decoded, at every run."""
-        node, graph, name = coded.node, graph_of(coded.node), coded.name
+        node, graph = coded.node, graph_of(coded.node)
         out = node.outputs[0]
         node.replace_input_with(coded.operand, pool.codes(coded, pack=self.pack))
         rows = make_node(
@@ -110,15 +115,21 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "Cast", [rows.outputs[0]], name=f"{node.name}_cast", output=f"{out.name}_cast", attributes=_TO_FLOAT
         )
         insert_before(node, cast, graph)
-        steps = pool.steps(coded)
-        scale = make_node("Mul", [cast.outputs[0], steps], name=f"{name}_decode", output=f"{out.name}_dq")
-        insert_before(node, scale, graph)
-        scale.name = node.name
-        replace_value(graph, out, scale.outputs[0])
+        last = cast if is_unscaled(coded.scale.dtype) else _scaled(coded, cast, pool)
+        last.name = node.name
+        replace_value(graph, out, last.outputs[0])
         graph.remove(node, safe=True)
 
 
 _TO_FLOAT = {"to": _FLOAT}
+
+
+def _scaled(coded: Coded, rows: Node, pool: Pool) -> Node:
+    """The rows that were fetched times their steps."""
+    operands, name = [rows.outputs[0], pool.steps(coded)], f"{coded.node.outputs[0].name}_dq"
+    scale = make_node("Mul", operands, name=f"{coded.name}_decode", output=name)
+    insert_before(coded.node, scale, graph_of(coded.node))
+    return scale
 
 
 def _numbers(coded: Coded) -> Value:

@@ -24,6 +24,11 @@ from qcli.graph.edit import (
     sole_consumer,
 )
 from qcli.graph.float32 import compute_in_float32, float32_form, other_floats
+from qcli.graph.half import KINDS as _KINDS
+from qcli.graph.half import compute_in_half
+from qcli.graph.half_rounding import round_as_halves
+from qcli.graph.half_trial import half_trial
+from qcli.graph.half_types import Halves, computes_in_float, halves_of, operator_names, weight_floats
 from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes, note_types, untyped
 from qcli.graph.load import load_model
 from qcli.graph.model import Graph, Model, Node, Value
@@ -38,8 +43,13 @@ from qcli.graph.switch import add_switch, choose_operand, choose_result, passed_
 logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
 """onnx_ir logs the inference failures that qcli handles; users need not see them."""
 
+HALF_TYPES = tuple(_KINDS)
+"""The floats of 16 bits that a model can compute in."""
+
 __all__ = [
+    "HALF_TYPES",
     "Graph",
+    "Halves",
     "Model",
     "Node",
     "Value",
@@ -51,6 +61,8 @@ __all__ = [
     "choose_operand",
     "choose_result",
     "compute_in_float32",
+    "compute_in_half",
+    "computes_in_float",
     "concrete_shapes",
     "constant_of",
     "data_consumers",
@@ -59,6 +71,8 @@ __all__ = [
     "file_version_with",
     "float32_form",
     "graph_of",
+    "half_trial",
+    "halves_of",
     "infer_shapes",
     "insert_after",
     "insert_before",
@@ -69,6 +83,7 @@ __all__ = [
     "node_key",
     "normalize_graph",
     "note_types",
+    "operator_names",
     "original_name",
     "other_floats",
     "packed_opset",
@@ -77,6 +92,7 @@ __all__ = [
     "raise_opset",
     "remove_node",
     "replace_value",
+    "round_as_halves",
     "save_model",
     "set_constant",
     "share_between_bodies",
@@ -84,4 +100,5 @@ __all__ = [
     "sole_consumer",
     "stored_bits",
     "untyped",
+    "weight_floats",
 ]

@@ -51,6 +51,10 @@ _NO_GAIN = {
 _ANY_WIDTH = tuple(f"{sign}int{width}" for width in range(2, 17) if width != 8 for sign in ("", "u"))
 
 
+_FLOATS = ("float16", "bfloat16")
+"""Stored only: a Cast decodes them when the model is loaded."""
+
+
 class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """onnxruntime on a CPU: unsigned 8-bit activations and signed 8-bit weights, or any integers of 2 to 16 bits.
 
@@ -76,7 +80,7 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def formats(self, role: str) -> tuple[str, ...]:
         """The formats that it runs for a role, the ones with the fastest kernels first."""
-        return ("int8", "uint8", *_ANY_WIDTH) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
+        return ("int8", "uint8", *_ANY_WIDTH, *_FLOATS) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
 
     def resolved_isa(self) -> str:
         """The instruction set, with `auto` replaced by what this machine has."""

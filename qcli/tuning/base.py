@@ -12,8 +12,8 @@ from qcli.choose import is_undecided
 from qcli.errors import QcliError, UsageError
 from qcli.finish import Settled
 from qcli.graph import Model
-from qcli.job import QuantizeJob
-from qcli.pipeline import finish_job, prepare_job, settle_job, threads_of
+from qcli.job import QuantizeJob, threads_of
+from qcli.pipeline import finish_job, prepare_job, settle_job
 from qcli.plan import make_plan
 from qcli.plugins import choice_of, create
 from qcli.prepared import Prepared

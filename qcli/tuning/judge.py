@@ -15,9 +15,9 @@ from qcli.comparison import Comparison
 from qcli.dataset import Dataset, Sample
 from qcli.errors import NothingToDoError, UsageError
 from qcli.graph import Model, load_model
+from qcli.job import threads_of
 from qcli.latency import Effort, Latency, measure
 from qcli.parallel import MOST_AT_ONCE, in_order
-from qcli.pipeline import threads_of
 from qcli.recipe import Recipe, load_recipe
 from qcli.report import Accuracy, Report
 from qcli.runtime import Session

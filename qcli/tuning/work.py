@@ -14,8 +14,8 @@ from qcli.dataset import Sample
 from qcli.errors import Interrupted, NothingToDoError
 from qcli.files import check_distinct, check_writable
 from qcli.graph import load_model, save_model
+from qcli.job import threads_of
 from qcli.job_files import check_outputs, output_path
-from qcli.pipeline import threads_of
 from qcli.recipe import load_recipe
 from qcli.report import environment, file_facts
 from qcli.tuning.base import NOTHING, Base, Built, build, settle
@@ -205,6 +205,8 @@ class _Search:
         if any(alike(base, other) for other in self._bases.values()):
             return
         self._bases[recipe] = base
+        if base.prepared.recipe.convert is not None:
+            self._watch.warn(f"{recipe} is tried without its 'convert'")
         foretold = None
         if self._table is not None:
             network, costs = self._network(base)
