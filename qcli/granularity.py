@@ -7,6 +7,7 @@ import msgspec
 from qcli.errors import UsageError
 from qcli.graph import Node
 from qcli.layers import input_axis
+from qcli.scale_forms import form_of, scale_bits
 from qcli.types import Entry, Grid
 
 _SMALLEST_BLOCK = 2
@@ -22,6 +23,9 @@ def check_layout(grid: Grid, where: str) -> None:
         raise UsageError(f"{where}: 'block' with granularity {grid.granularity}", "use 'granularity: block'")
     if grid.block is not None and grid.block < _SMALLEST_BLOCK:
         raise UsageError(f"{where}: block must be {_SMALLEST_BLOCK} or more, is {grid.block}", "32 is usual")
+    if grid.granularity != "block" and grid.scales != "float32":
+        hint = "use 'granularity: block', or leave it out: the scales of channels take no space"
+        raise UsageError(f"{where}: 'scales' with granularity {grid.granularity}", hint)
 
 
 def no_blocks(node: Node, operand: int, shape: tuple[int, ...], block: int | None) -> str | None:
@@ -44,7 +48,7 @@ def laid_out(entry: Entry, node: Node, shape: tuple[int, ...], channels: int | N
         if misfit is None:
             axis = input_axis(node, entry.site.operand, len(shape))
         else:
-            grid = msgspec.structs.replace(grid, granularity="channel", block=None)
+            grid = msgspec.structs.replace(grid, granularity="channel", block=None, scales="float32")
             because = f"{because}; a scale for each channel, as {misfit}"
     axis = axis if grid.granularity != "tensor" else None
     return msgspec.structs.replace(entry, grid=msgspec.structs.replace(grid, axis=axis), because=because)
@@ -60,3 +64,8 @@ def scales_of(grid: Grid, shape: tuple[int, ...]) -> int:
     for axis, length in enumerate(shape):
         size *= -(-length // grid.block) if axis == grid.axis else length
     return size
+
+
+def bits_of_scales(grid: Grid, shape: tuple[int, ...]) -> float:
+    """The bits that the scales of a weight of `shape` take in the file."""
+    return scales_of(grid, shape) * scale_bits(form_of(grid))

@@ -21,6 +21,7 @@ from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
 from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.plugins import create
+from qcli.scale_forms import as_stored
 from qcli.statistics import Statistics
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
 
@@ -188,6 +189,7 @@ class _Solver:
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
         signed = scale.dtype == "uint8" and scale.highest <= _EITHER
         widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
+        widened = as_stored(widened, entry.grid.scales)
         learned_codes = self._learn(entries, widened, floor)
         return learned_codes if learned_codes is not None else (widened, self._codes(entry, widened))
 

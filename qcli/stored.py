@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from qcli.granularity import laid_out, scales_of
+from qcli.granularity import bits_of_scales, laid_out, scales_of
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
 from qcli.layers import weight_operands
 from qcli.legality import no_form
@@ -73,7 +73,7 @@ def _entries(
         entry = laid_out(rules.entry(_site(node, operand, value)), node, array.shape, axis)
         entry = _encoded(entry, node, [other for other, _ in operands], unfit)
         scales = scales_of(entry.grid, array.shape)
-        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _FLOAT_BITS * scales + 8 * _OVERHEAD:
+        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= bits_of_scales(entry.grid, array.shape) + 8 * _OVERHEAD:
             small = "its blocks are" if entry.grid.block is not None and scales > array.size // 4 else "its weight is"
             reasons[node_key(node)] = f"{small} too small for integers to save bytes"
             continue

@@ -22,7 +22,7 @@ LAYERS = {
     "the door to onnxruntime": ("runtime",),
     "where channels lie": ("axes", "shifts"),
     "knowledge": ("distribution", "existing", "layers", "windows", "responses", "channels", "shift_rules", "paired"),
-    "what follows from it": ("granularity",),
+    "what follows from it": ("granularity", "scale_forms"),
     "formats, stats, samples": ("formats.*", "stats.*", "samples.*"),
     "ranges and their like": ("ranges.*", "roundings.*", "metrics.*", "targets.*", "statistics"),
     "graph plug-ins": ("encodings.*", "steps.*"),

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from qcli.encodings._products import before, number, scaled, take_place, transposed
+from qcli.encodings._steps import Layout, block_steps
 from qcli.encodings._weights import Coded, Pool, home_of
 from qcli.graph import (
     Node,
@@ -102,20 +103,18 @@ class _Matrix:
         self._shift, self._default = _shift(scale, self.bits)
 
     def constants(self, pool: Pool) -> list[Value | None]:
-        """Codes [N, blocks, bytes of a block]; scales [N * blocks]; zero points [N * bytes of a row], or None.
+        """Codes [N, blocks, bytes of a block]; scales [N, blocks]; zero points [N * bytes of a row], or None.
 
         Without zero points the operator takes the middle of its levels.
         """
-        coded, alpha = self._coded, np.float32(number(self._coded.node, "alpha", 1.0))
+        layout = Layout(turned=not self._turned, factor=number(self._coded.node, "alpha", 1.0))
         zero = None if self._default else self._once(pool, "zero", self._zeros)
-        steps = self._once(pool, f"scale_{alpha}", lambda: self._by_column(coded.scale.scale * alpha).reshape(-1))
-        return [self._once(pool, "nbits", self._stored), steps, zero]
+        return [self._once(pool, "nbits", self._stored), block_steps(self._coded, pool, layout), zero]
 
     def _once(self, pool: Pool, kind: str, make: Callable[[], Array | Deferred]) -> Value:
         coded, kept = self._coded, self._coded.codes if kind == "nbits" else self._coded.scale
         key = (coded.name, id(kept), "matmul_nbits", kind, self._turned)
-        suffix = kind.partition("_")[0]
-        return pool.once(key, lambda: add_initializer(home_of(coded), f"{coded.name}_{suffix}", make()))
+        return pool.once(key, lambda: add_initializer(home_of(coded), f"{coded.name}_{kind}", make()))
 
     def _stored(self) -> Array | Deferred:
         shape = (self.columns, self._blocks, self.block * self.bits // _BYTE)

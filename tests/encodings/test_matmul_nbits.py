@@ -196,7 +196,7 @@ def test_the_layout_of_the_operator(grid: str, bits: int, zeros: bool) -> None:
     names = [value.name if value is not None else "" for value in made.inputs]
     assert len(names) == 3 + zeros
     codes, steps = stored[names[1] or ""], stored[names[2] or ""]
-    assert codes.shape == (24, 3, 2 * bits) and steps.shape == (24 * 3,)
+    assert codes.shape == (24, 3, 2 * bits) and steps.shape == (24, 3)
     if zeros:
         assert stored[names[3] or ""].shape == (24 * -(-3 * bits // 8),)
 
