@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from qcli.errors import UsageError
@@ -69,3 +71,16 @@ def scales_of(grid: Grid, shape: tuple[int, ...]) -> int:
 def bits_of_scales(grid: Grid, shape: tuple[int, ...]) -> float:
     """The bits that the scales of a weight of `shape` take in the file."""
     return scales_of(grid, shape) * scale_bits(form_of(grid))
+
+
+def with_width(grid: Grid, width: int) -> Grid | None:
+    """The grid with codes of another width; None for a grid whose levels are no integers of at most 8 bits."""
+    found = _INTEGERS.fullmatch(grid.format)
+    if found is None or int(found[2]) > _BYTE:
+        return None
+    return msgspec.structs.replace(grid, format=f"{found[1]}{width}", bits=None)
+
+
+_INTEGERS = re.compile(r"(u?int)(\d+)")
+
+_BYTE = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qcli.granularity import with_width
 from qcli.plugins import create
 from qcli.recipe import Recipe
 from qcli.types import Grid, Match, Plan, Role, Rule, Spec
@@ -12,11 +13,16 @@ from qcli.types import Grid, Match, Plan, Role, Rule, Spec
 def required_opset(recipe: Recipe) -> int:
     """The lowest operator set in which every grid of the recipe can be written."""
     rules = [sourced.rule for sourced in recipe.rules]
-    return max((version for role in (Role.WEIGHT, Role.INPUT) for version in _written_in(role, rules)), default=10)
+    widths = recipe.mixed.widths if recipe.mixed is not None else ()
+    found = (*_written_in(Role.WEIGHT, rules, widths), *_written_in(Role.INPUT, rules))
+    return max(found, default=10)
 
 
-def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
-    """The operator sets of all grids in all encodings that the rules could bring together at sites of a role."""
+def _written_in(role: Role, rules: list[Rule], widths: tuple[int, ...] = ()) -> Iterator[int]:
+    """The operator sets of all grids in all encodings that the rules could bring together at sites of a role.
+
+    With `widths`, of integer grids in these widths too.
+    """
     grids: list[Grid] = []
     encodings: list[Spec] = [_ENCODING]
     for rule in rules:
@@ -27,7 +33,8 @@ def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
             grids = [*([] if everywhere else grids), rule.grid]
         if rule.encoding is not None:
             encodings = [*([] if everywhere else encodings), rule.encoding]
-    for grid in grids:
+    others = (with_width(grid, width) for grid in grids for width in widths)
+    for grid in (*grids, *(other for other in others if other is not None)):
         yield from (_opset_of(encoding, grid) for encoding in encodings)
 
 

@@ -55,6 +55,13 @@ class Fallback(Noun, frozen=True, kw_only=True):
         return ", ".join(f"{name} {value:g}" for name, value in named if value is not None)
 
 
+class Mixed(Noun, frozen=True, kw_only=True):
+    """Weights of several widths. Without a `target_bpw`, bits a weight with its scales, it is switched off."""
+
+    target_bpw: Annotated[float, msgspec.Meta(gt=0, le=64)] | None = None
+    widths: tuple[Annotated[int, msgspec.Meta(ge=1, le=8)], ...] = (2, 4, 8)
+
+
 class RecipeFile(Noun, frozen=True, kw_only=True):
     """One recipe file as written."""
 
@@ -67,6 +74,7 @@ class RecipeFile(Noun, frozen=True, kw_only=True):
     rules: tuple[Rule, ...] = ()
     finish: tuple[Spec, ...] | None = None
     fallback: Fallback | None = None
+    mixed: Mixed | None = None
     gates: tuple[str, ...] = ()
 
 
@@ -90,6 +98,7 @@ class Recipe(Noun, frozen=True, kw_only=True):
     rules: tuple[SourcedRule, ...]
     finish: tuple[Spec, ...]
     fallback: Fallback | None = None
+    mixed: Mixed | None = None
     gates: tuple[str, ...]
     origins: dict[str, str]
 
@@ -199,7 +208,8 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
         for kind, source in (layer.data.get("samples") or {}).items():
             samples[kind].update(source)
             origins.update({f"samples.{kind}.{key}": layer.label for key in source})
-        origins.update({f"fallback.{key}": layer.label for key in layer.data.get("fallback") or ()})
+        for key in ("fallback", "mixed"):
+            origins.update({f"{key}.{part}": layer.label for part in layer.data.get(key) or ()})
         origins.update({f"gates[{gate}]": layer.label for gate in layer.file.gates})
     rules = tuple(
         SourcedRule(rule=rule, origin=f"{layer.label} rules[{index}]", own=layer.own)
@@ -216,6 +226,7 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
         rules=rules,
         finish=_last(layers, "finish", ()),
         fallback=_fallback(layers),
+        mixed=_mixed(layers),
         gates=tuple(gate for layer in layers for gate in layer.file.gates),
         origins=origins,
     )
@@ -227,18 +238,30 @@ def _last(layers: list[_Layer], key: str, default: Any) -> Any:
 
 
 def _fallback(layers: list[_Layer]) -> Fallback | None:
-    """The keys of all layers; an empty one switches off what stands below it."""
-    stated: dict[str, Any] = {}
-    for layer in layers:
-        own = layer.data.get("fallback")
-        stated = {**stated, **own} if own else stated if own is None else {}
-    found = convert(stated, Fallback, where="recipe fallback")
+    found = convert(_stated(layers, "fallback"), Fallback, where="recipe fallback")
     if found == Fallback():
         return None
     if not found.limits:
         hint = "add max_drop, as in {max_drop: 0.01}, or min_sqnr, in dB"
         raise UsageError("recipe fallback: there is no limit to keep", hint)
     return found
+
+
+def _mixed(layers: list[_Layer]) -> Mixed | None:
+    found = convert(_stated(layers, "mixed"), Mixed, where="recipe mixed")
+    if not found.widths or 1 in found.widths:
+        hint = "a width of 1 has the levels 0 and one more, of which no weight is made up; take 2 or more"
+        raise UsageError(f"recipe mixed: widths must be 2 to 8, are {list(found.widths)}", hint)
+    return found if found.target_bpw is not None else None
+
+
+def _stated(layers: list[_Layer], key: str) -> dict[str, Any]:
+    """What all layers say under a key; an empty mapping there switches off what stands below it."""
+    stated: dict[str, Any] = {}
+    for layer in layers:
+        own = layer.data.get(key)
+        stated = {**stated, **own} if own else stated if own is None else {}
+    return stated
 
 
 def with_rules(recipe: Recipe, rules: Sequence[Rule], origin: str) -> Recipe:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "qcli"
 
 LAYERS = {
     "nouns": ("types", "errors"),
-    "plain tools": ("configure", "files", "watch", "yaml_file", "job", "memory", "blas", "parallel"),
+    "plain tools": ("configure", "files", "watch", "allot", "yaml_file", "job", "memory", "blas", "parallel"),
     "registry": ("plugins", "contracts", "depfile", "stats._bins"),
     "the door to onnx": ("graph", "graph.*"),
     "the door to onnxruntime": ("runtime",),
@@ -31,7 +31,7 @@ LAYERS = {
     "parts of a judgement": ("gates", "kernels", "latency", "profile", "comparison", "trial", "energies"),
     "where the time goes": ("node_costs",),
     "what kernels cost": ("costs", "costs.*"),
-    "what is left over": ("opsets", "stored", "measured"),
+    "what is left over": ("opsets", "stored", "measured", "mixed"),
     "stages": ("plan", "data_free", "prepare", "solve", "validate", "inspect", "doctor", "render", "cookbook"),
     "after the measurement": ("refine", "apply", "doubts", "job_files", "learnable"),
     "learning in place": ("held_out", "in_order", "foretold", "choose", "range_search"),
