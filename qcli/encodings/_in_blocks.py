@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcli.encodings._steps import block_steps
-from qcli.encodings._weights import Coded, Pool, stored_codes, unpacked
+from qcli.encodings._weights import Coded, Pool, unpacked
 from qcli.graph import Graph, Node, Value, graph_of, insert_before, make_node, replace_value
 
 
@@ -13,8 +13,7 @@ def dequantized_blocks(coded: Coded, pool: Pool, reader: Node, *, pack: bool) ->
     onnxruntime makes MatMulNBits of DequantizeLinear and MatMul.
     """
     scale, name = coded.scale, f"{coded.name}_dq"
-    key = (coded.name, id(coded.codes), "packed")
-    inputs = [pool.once(key, lambda: stored_codes(coded, coded.codes, pack=pack)), block_steps(coded, pool)]
+    inputs = [pool.stored(coded, pack=pack), block_steps(coded, pool)]
     if scale.zero_point.any():
         inputs.append(pool.zeros(coded, pack=pack))
     attributes = {"axis": scale.axis or 0, "block_size": scale.block or 0}

@@ -54,9 +54,17 @@ class Pool:
             self.known[key] = make()
         return self.known[key]
 
+    def stored(self, coded: Coded, *, pack: bool) -> Value:
+        """The codes as a constant, with `pack` of as few bits as hold them."""
+        key = (coded.name, id(coded.codes), "stored")
+        return self.once(key, lambda: stored_codes(coded, coded.codes, pack=pack))
+
     def codes(self, coded: Coded, *, pack: bool = False) -> Value:
         """The codes in the graph that holds the original weight: a constant, with `pack` a Cast of a smaller one."""
-        return self.once((coded.name, id(coded.codes)), lambda: constant_codes(coded, coded.codes, pack=pack))
+        name = f"{coded.name}_unpacked"
+        return self.once(
+            (coded.name, id(coded.codes)), lambda: unpacked(coded, self.stored(coded, pack=pack), name)
+        )
 
     def zeros(self, coded: Coded, *, pack: bool) -> Value:
         """The zero points of blocks as a constant of the type that the codes are stored in."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import Feeds, Quantized, Shape, assert_equal, feeds_for, node, normal, operators, proto_of, run
 from onnx import helper
 
-from qcli.encodings.matmul_nbits import packed
+from qcli.encodings._packed import packed
 from qcli.errors import UsageError
 from qcli.graph.optimized import RuntimeNode
 from qcli.kernels import is_integer
