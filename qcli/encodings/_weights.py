@@ -62,9 +62,7 @@ class Pool:
     def codes(self, coded: Coded, *, pack: bool = False) -> Value:
         """The codes in the graph that holds the original weight: a constant, with `pack` a Cast of a smaller one."""
         name = f"{coded.name}_unpacked"
-        return self.once(
-            (coded.name, id(coded.codes)), lambda: unpacked(coded, self.stored(coded, pack=pack), name)
-        )
+        return self.once((coded.name, id(coded.codes)), lambda: unpacked(coded, self.stored(coded, pack=pack), name))
 
     def zeros(self, coded: Coded, *, pack: bool) -> Value:
         """The zero points of blocks as a constant of the type that the codes are stored in."""
