@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from qcli.contracts import ScaleFitting
 from qcli.distribution import Distribution, Float64Array, from_weights
 from qcli.types import Array, FloatArray, Grid, Interval, Scale
 
@@ -95,6 +96,23 @@ def _thinned(whole: Distribution) -> Distribution:
     counts = np.concatenate([np.ones(_TAIL), [len(run) for run in runs], np.ones(_TAIL)]).astype(np.float64)
     points = np.ascontiguousarray(whole.points[:, kept])
     return msgspec.structs.replace(whole, points=points, counts=np.broadcast_to(counts, points.shape))
+
+
+def fitted(weight: FloatArray, scale: Scale, rounding: object, floor: Array) -> Scale:
+    """The scale that a rounding makes of it for this weight; no step is below `floor`, which has its shape."""
+    if not isinstance(rounding, ScaleFitting):
+        return scale
+    axis = _across(scale.axis, weight.ndim) if scale.block is not None else scale.axis
+    found = [
+        rounding.fitted(weight[part], _scale_of(scale, part, axis or 0))
+        for part in _parts(weight, axis if weight.ndim else None)
+    ]
+    joined = 0 if scale.block is None else axis or 0
+    steps, zeros = (
+        np.concatenate(arrays, axis=joined)
+        for arrays in zip(*((one.scale, one.zero_point) for one in found), strict=True)
+    )
+    return msgspec.structs.replace(scale, scale=np.maximum(steps, floor).astype(np.float32), zero_point=zeros)
 
 
 def rounded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scale], Array]) -> Array:

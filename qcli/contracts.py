@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -127,6 +127,15 @@ class Rounding(Protocol):
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype and the weight's shape."""
+        ...
+
+
+@runtime_checkable
+class ScaleFitting(Protocol):
+    """A rounding that changes the scale before it chooses levels."""
+
+    def fitted(self, weight: FloatArray, scale: Scale) -> Scale:
+        """Scales and zero points of the shapes that they have."""
         ...
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from qcli.errors import UsageError
 from qcli.graph import Node
 from qcli.layers import input_axis
 from qcli.plugins import create, names
+from qcli.scale_forms import form_of, scale_bits
 from qcli.types import Entry, Grid
 
 _SMALLEST_BLOCK = 2
@@ -31,6 +34,9 @@ def check_layout(grid: Grid, where: str) -> None:
         raise UsageError(f"{where}: block must be {_SMALLEST_BLOCK} or more, is {grid.block}", "32 is usual")
     if is_unscaled(grid.format):
         create("formats", grid.format).bits(grid)
+    if grid.granularity != "block" and grid.scales != "float32":
+        hint = "use 'granularity: block', or leave it out: the scales of channels take no space"
+        raise UsageError(f"{where}: 'scales' with granularity {grid.granularity}", hint)
 
 
 def no_blocks(node: Node, operand: int, shape: tuple[int, ...], block: int | None) -> str | None:
@@ -53,7 +59,7 @@ def laid_out(entry: Entry, node: Node, shape: tuple[int, ...], channels: int | N
         if misfit is None:
             axis = input_axis(node, entry.site.operand, len(shape))
         else:
-            grid = msgspec.structs.replace(grid, granularity="channel", block=None)
+            grid = msgspec.structs.replace(grid, granularity="channel", block=None, scales="float32")
             because = f"{because}; a scale for each channel, as {misfit}"
     axis = axis if grid.granularity != "tensor" else None
     return msgspec.structs.replace(entry, grid=msgspec.structs.replace(grid, axis=axis), because=because)
@@ -69,3 +75,21 @@ def scales_of(grid: Grid, shape: tuple[int, ...]) -> int:
     for axis, length in enumerate(shape):
         size *= -(-length // grid.block) if axis == grid.axis else length
     return size
+
+
+def bits_of_scales(grid: Grid, shape: tuple[int, ...]) -> float:
+    """The bits that the scales of a weight of `shape` take in the file."""
+    return scales_of(grid, shape) * scale_bits(form_of(grid))
+
+
+def with_width(grid: Grid, width: int) -> Grid | None:
+    """The grid with codes of another width; None for a grid whose levels are no integers of at most 8 bits."""
+    found = _INTEGERS.fullmatch(grid.format)
+    if found is None or int(found[2]) > _BYTE:
+        return None
+    return msgspec.structs.replace(grid, format=f"{found[1]}{width}", bits=None)
+
+
+_INTEGERS = re.compile(r"(u?int)(\d+)")
+
+_BYTE = 8

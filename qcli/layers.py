@@ -89,12 +89,13 @@ def input_axis(node: Node, operand: int, rank: int) -> int | None:
     """The axis of a weight of `rank` dimensions that its operator sums over; None where there is no such axis.
 
     Conv [M, C/g, ...]: 1. ConvTranspose [C, M/g, ...]: 0. MatMul [..., K, N]: the last but one. LSTM [2, 4H, I]: 2.
+    A table, which nothing sums over, has its rows: Gather [V, D]: 1.
     """
     if node.op_type in ("Conv", "FusedConv", "DeformConv"):
         return 1
     if node.op_type in ("ConvTranspose", "Attention"):
         return 0
-    if node.op_type in RECURRENT:
+    if node.op_type in RECURRENT or (node.op_type == "Gather" and rank >= 2):
         return rank - 1
     if node.op_type in _PRODUCTS and rank >= 2:
         return 2 * rank - 3 - _channel_axis(node, operand, (0,) * rank)

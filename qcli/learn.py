@@ -18,6 +18,7 @@ from qcli.responses import response_of
 from qcli.roundings._learned import LearnedRounding, Moments
 from qcli.roundings._quadratic import damped, error_of, refitted, refitted_parts
 from qcli.roundings._rows import Answer, Rows
+from qcli.scale_forms import as_stored
 from qcli.statistics import Statistics
 from qcli.types import Array, Entry, Plan, Request, Role, Scale, Window
 from qcli.windows import reads_of, rows_of, weight_of, window_of
@@ -199,7 +200,8 @@ class Problem:
     def _refitted(self, codes: Float64Array, scale: Scale, products: Float64Array, floor: Float64Array) -> Scale:
         if scale.block is not None:
             factors = self._block_factors(codes, scale, products)
-            return msgspec.structs.replace(scale, scale=np.maximum(scale.scale * factors, floor).astype(np.float32))
+            fitted = np.maximum(scale.scale * factors, floor).astype(np.float32)
+            return as_stored(msgspec.structs.replace(scale, scale=fitted), scale.form)
         factors = refitted(codes, self.rows(scale).exact, products)
         sizes = np.maximum(np.einsum("grk,grk->gr", codes @ products, codes), 1e-300)
         spread = np.broadcast_to(factors[..., None], self.weight.shape)

@@ -110,6 +110,8 @@ _BYTE = 8
 
 def _not_in_nbits(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
     """Why a node that reads weights at these operands, on this grid, cannot become MatMulNBits, or None."""
+    if node.op_type == "Gather":
+        return _not_fetched_in_blocks(node, grid)
     data = node.inputs[0] if node.inputs else None
     if data is None or data.dtype is None or data.dtype.numpy().name != "float32":
         return "its data is not float32"
@@ -128,6 +130,24 @@ def _not_in_nbits(node: Node, operands: Sequence[int], grid: Grid) -> str | None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     plain = bias is None or _float(node, "beta", 1.0) == 1.0 or constant_of(bias) is not None
     return None if plain else "its bias is not constant"
+
+
+def _not_fetched_in_blocks(node: Node, grid: Grid) -> str | None:
+    """Why a Gather cannot become GatherBlockQuantized, or None."""
+    table = node.inputs[0]
+    shape = dimensions(table) or () if table is not None else ()
+    if table is None or len(shape) != _MATRIX or _int(node, "axis"):
+        return "it does not fetch rows of a matrix"
+    if grid.block not in _NBITS_BLOCKS or (shape[-1] or 0) % (grid.block or 1):
+        return f"GatherBlockQuantized takes whole blocks of {', '.join(map(str, _NBITS_BLOCKS))}"
+    bits = int(create("formats", grid.format).bits(grid))
+    if not _NIBBLE // 2 < bits <= _BYTE:
+        return f"GatherBlockQuantized takes no {grid.format} weights"
+    others = any(reader.op_type != "Gather" or operand or _int(reader, "axis") for reader, operand in table.uses())
+    return "something else fetches its table or multiplies by it too" if others or table.is_graph_output() else None
+
+
+_NIBBLE = 4
 
 
 def _is_product(node: Node) -> bool:

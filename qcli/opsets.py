@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qcli.granularity import is_unscaled
+from qcli.granularity import is_unscaled, with_width
 from qcli.plugins import create
 from qcli.recipe import Recipe
 from qcli.suitability import decoded_there
@@ -16,8 +16,8 @@ def required_opset(recipe: Recipe) -> int:
     """The lowest operator set in which every grid of the recipe can be written."""
     rules = [sourced.rule for sourced in recipe.rules]
     traits = traits_of(create("targets", recipe.target))
-    roles = (Role.WEIGHT, Role.INPUT)
-    versions = [version for role in roles for version in _written_in(role, rules, traits)]
+    widths = recipe.mixed.widths if recipe.mixed is not None else ()
+    versions = [*_written_in(Role.WEIGHT, rules, traits, widths), *_written_in(Role.INPUT, rules, traits)]
     if recipe.convert is not None:
         versions.append(_CONVERTED[recipe.convert.to])
     return max(versions, default=10)
@@ -27,8 +27,11 @@ _CONVERTED = {"float16": 13, "bfloat16": 22}
 """Conv and most of what has no weights take bfloat16 from operator set 22; float16 was there from the beginning."""
 
 
-def _written_in(role: Role, rules: list[Rule], traits: Traits) -> Iterator[int]:
-    """The operator sets of all grids in all encodings that the rules could bring together at sites of a role."""
+def _written_in(role: Role, rules: list[Rule], traits: Traits, widths: tuple[int, ...] = ()) -> Iterator[int]:
+    """The operator sets of all grids in all encodings that the rules could bring together at sites of a role.
+
+    With `widths`, of integer grids in these widths too.
+    """
     grids: list[Grid] = []
     encodings: list[Spec] = [_ENCODING]
     for rule in rules:
@@ -39,7 +42,8 @@ def _written_in(role: Role, rules: list[Rule], traits: Traits) -> Iterator[int]:
             grids = [*([] if everywhere else grids), rule.grid]
         if rule.encoding is not None:
             encodings = [*([] if everywhere else encodings), rule.encoding]
-    for grid in grids:
+    others = (with_width(grid, width) for grid in grids for width in widths)
+    for grid in (*grids, *(other for other in others if other is not None)):
         yield from (_opset_of(decoded_there(encoding, traits), grid) for encoding in encodings)
 
 

@@ -57,6 +57,13 @@ class Fallback(Noun, frozen=True, kw_only=True):
         return ", ".join(f"{name} {value:g}" for name, value in named if value is not None)
 
 
+class Mixed(Noun, frozen=True, kw_only=True):
+    """Weights of several widths. Without a `target_bpw`, bits a weight with its scales, it is switched off."""
+
+    target_bpw: Annotated[float, msgspec.Meta(gt=0, le=64)] | None = None
+    widths: tuple[Annotated[int, msgspec.Meta(ge=1, le=8)], ...] = (2, 4, 8)
+
+
 class RecipeFile(Noun, frozen=True, kw_only=True):
     """One recipe file as written."""
 
@@ -70,6 +77,7 @@ class RecipeFile(Noun, frozen=True, kw_only=True):
     finish: tuple[Spec, ...] | None = None
     fallback: Fallback | None = None
     convert: Convert | None = None
+    mixed: Mixed | None = None
     gates: tuple[str, ...] = ()
 
 
@@ -94,6 +102,7 @@ class Recipe(Noun, frozen=True, kw_only=True):
     finish: tuple[Spec, ...]
     fallback: Fallback | None = None
     convert: Convert | None = None
+    mixed: Mixed | None = None
     gates: tuple[str, ...]
     origins: dict[str, str]
 
@@ -203,8 +212,8 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
         for kind, source in (layer.data.get("samples") or {}).items():
             samples[kind].update(source)
             origins.update({f"samples.{kind}.{key}": layer.label for key in source})
-        for part in ("fallback", "convert"):
-            origins.update({f"{part}.{key}": layer.label for key in layer.data.get(part) or ()})
+        for key in ("fallback", "convert", "mixed"):
+            origins.update({f"{key}.{part}": layer.label for part in layer.data.get(key) or ()})
         origins.update({f"gates[{gate}]": layer.label for gate in layer.file.gates})
     rules = tuple(
         SourcedRule(rule=rule, origin=f"{layer.label} rules[{index}]", own=layer.own)
@@ -222,6 +231,7 @@ def _join(name: str, layers: list[_Layer]) -> Recipe:
         finish=_last(layers, "finish", ()),
         fallback=_fallback(layers),
         convert=_conversion(layers),
+        mixed=_mixed(layers),
         gates=tuple(gate for layer in layers for gate in layer.file.gates),
         origins=origins,
     )
@@ -250,8 +260,16 @@ def _conversion(layers: list[_Layer]) -> Convert | None:
     return found
 
 
+def _mixed(layers: list[_Layer]) -> Mixed | None:
+    found = convert(_stated(layers, "mixed"), Mixed, where="recipe mixed")
+    if not found.widths or 1 in found.widths:
+        hint = "a width of 1 has the levels 0 and one more, of which no weight is made up; take 2 or more"
+        raise UsageError(f"recipe mixed: widths must be 2 to 8, are {list(found.widths)}", hint)
+    return found if found.target_bpw is not None else None
+
+
 def _stated(layers: list[_Layer], key: str) -> dict[str, Any]:
-    """The keys of a mapping in all layers; an empty one switches off what stands below it."""
+    """What all layers say under a key; an empty mapping there switches off what stands below it."""
     stated: dict[str, Any] = {}
     for layer in layers:
         own = layer.data.get(key)

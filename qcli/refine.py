@@ -16,6 +16,7 @@ from qcli.contracts import Format
 from qcli.distribution import Distribution
 from qcli.graph import Model, node_key
 from qcli.measured import measured, quantizes_as_it_runs, seen
+from qcli.mixed import mixed_plan
 from qcli.placement import Unfit
 from qcli.plan import make_plan
 from qcli.plugins import create
@@ -39,15 +40,18 @@ _TOO_WIDE = "{:.0%} of its values would round to zero, so many magnitudes do the
 
 
 def refine_plan(model: Model, recipe: Recipe, plan: Plan, statistics: Statistics) -> Plan:
-    """The plan without what its statistics speak against. `plan` was made by `make_plan` for the same model."""
+    """The plan without what its statistics speak against, and with the widths that the recipe's `mixed` leads to.
+
+    `plan` was made by `make_plan` for the same model.
+    """
     unfit = Unfit()
     for _ in range(_ROUNDS):
         found = _judge(model, plan, statistics)
         if not found.values and not found.nodes:
-            return plan
+            break
         unfit = Unfit({**unfit.values, **found.values}, {**unfit.nodes, **found.nodes})
         plan = make_plan(model, recipe, unfit)
-    return plan
+    return mixed_plan(model, plan, statistics, recipe.mixed)
 
 
 def doubted_plan(model: Model, plan: Plan, statistics: Statistics, warn: Callable[[str], None]) -> Plan:

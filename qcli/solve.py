@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcli.blas import single_threaded
-from qcli.blocks import interval_of, rounded
+from qcli.blocks import fitted, interval_of, rounded
 from qcli.distribution import Distribution, from_weights
 from qcli.energies import energies_of, energy_requests
 from qcli.graph import Model, Node, constant_of, node_key
@@ -21,6 +21,7 @@ from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
 from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.plugins import create
+from qcli.scale_forms import as_stored
 from qcli.statistics import Statistics
 from qcli.targets._support import traits_of
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
@@ -190,6 +191,7 @@ class _Solver:
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
         signed = self._unsigned and scale.dtype == "uint8" and scale.highest <= _EITHER
         widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
+        widened = as_stored(fitted(weight, widened, create("roundings", entry.rounding), floor), entry.grid.scales)
         learned_codes = self._learn(entries, widened, floor)
         return learned_codes if learned_codes is not None else (widened, self._codes(entry, widened))
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from qcli.errors import UsageError
 from qcli.files import check_distinct, check_writable, replace_file
 from qcli.job import QuantizeJob, named_inputs
+from qcli.measured import requests_of
+from qcli.mixed import mixed_plan
 from qcli.pipeline import calibrate_job, prepare_job
 from qcli.plan import plan_text
+from qcli.prepared import Prepared
 from qcli.statistics import Header, Statistics, load_statistics
 from qcli.types import Plan
 from qcli.watch import Watch
@@ -33,9 +36,22 @@ def make_plan_file(job: QuantizeJob, watch: Watch | None = None) -> Plan:
     if prepared.recipe.convert is not None:
         watch.warn("what the recipe's 'convert' does is decided by 'quantize': this is the plan before it")
     plan = prepared.plan
+    if prepared.recipe.mixed is not None and job.plan is None:
+        plan = _with_widths(prepared, watch)
     if job.output is not None:
         replace_file(job.output, plan_text(plan).encode())
     return plan
+
+
+def _with_widths(prepared: Prepared, watch: Watch) -> Plan:
+    """The plan with the widths that the recipe's `mixed` leads to, where that needs no samples."""
+    model, plan = prepared.model, prepared.plan
+    if requests_of(plan, model):
+        watch.warn(
+            "the widths by the recipe's 'mixed' are found by 'quantize' from samples: this is the plan before it"
+        )
+        return plan
+    return mixed_plan(model, plan, Statistics.empty(()), prepared.recipe.mixed)
 
 
 def make_statistics_file(job: QuantizeJob, watch: Watch | None = None) -> Header:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from qcli.granularity import is_unscaled, laid_out, scales_of
+from qcli.granularity import bits_of_scales, is_unscaled, laid_out, scales_of
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
 from qcli.halves import beyond
 from qcli.layers import weight_operands
@@ -78,7 +78,7 @@ def _entries(
             reasons[node_key(node)] = f"its weight {unstorable}"
             continue
         scales = scales_of(entry.grid, array.shape)
-        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _FLOAT_BITS * scales + 8 * _OVERHEAD:
+        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= bits_of_scales(entry.grid, array.shape) + 8 * _OVERHEAD:
             small = "its blocks are" if entry.grid.block is not None and scales > array.size // 4 else "its weight is"
             reasons[node_key(node)] = f"{small} too small for integers to save bytes"
             continue

@@ -81,13 +81,29 @@ class Choice(Noun, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
 
 
+class ScaleCodes(Noun, frozen=True, kw_only=True):
+    """Scales that are integers themselves: `bits` each, and one float32 for each run of `group` blocks of a row.
+
+    real scale = code * unit. Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", section 3
+    (double quantization), there with floats of 8 bits.
+    """
+
+    bits: Literal[4, 8] = 8
+    group: Annotated[int, msgspec.Meta(ge=2, le=65536)] = 16
+
+
+ScaleForm = Literal["float32", "float16"] | ScaleCodes
+"""How the scales of blocks are stored."""
+
+
 class Grid(Noun, frozen=True, kw_only=True):
     """The representable numbers without a scale.
 
     `granularity` is `tensor` (one scale), `channel` (one scale for each slice along the operator's own
     channel axis, which the plan fills in as `axis`) or `block` (one scale for each run of `block` weights along the
     axis that the operator sums over, which becomes `axis`). `bits` below the format's width restricts the levels
-    (int8 with 4 bits is int4). `narrow` drops the lowest level so that a symmetric grid is symmetric.
+    (int8 with 4 bits is int4). `narrow` drops the lowest level so that a symmetric grid is symmetric. `scales` says how
+    the scales of blocks are stored; those of channels are always float32.
 
     Example: a Conv weight [64, 3, 7, 7] with granularity `channel` has axis 0 and a scale of shape [64]; a MatMul
     weight [384, 10] in blocks of 32 has axis 0 and a scale of shape [12, 10].
@@ -100,6 +116,7 @@ class Grid(Noun, frozen=True, kw_only=True):
     axis: int | None = None
     bits: int | None = None
     narrow: bool = False
+    scales: ScaleForm = "float32"
 
 
 class Site(Noun, frozen=True, kw_only=True):
@@ -242,7 +259,8 @@ class Scale(Noun, frozen=True, kw_only=True):
 
     `scale` float32 and `zero_point` int64, both of shape [channels] ([1] with `axis` None). With `block`, both have the
     shape of the weight except along `axis`, where one number stands for each run of `block` weights; the last run may
-    be shorter, as in DequantizeLinear of operator set 21.
+    be shorter, as in DequantizeLinear of operator set 21. Where `form` stores scales as codes, `units` is what these
+    are multiplied by, with the shape of the scale except along `axis`, where one number stands for each group.
     """
 
     scale: FloatArray
@@ -252,3 +270,5 @@ class Scale(Noun, frozen=True, kw_only=True):
     lowest: int
     highest: int
     dtype: str
+    form: ScaleForm = "float32"
+    units: FloatArray | None = None

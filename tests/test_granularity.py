@@ -380,15 +380,6 @@ def test_dynamic_kernels_take_no_blocks() -> None:
     assert entry.because.endswith("not dynamic: no dynamic kernel takes weights in blocks")
 
 
-def test_tables_have_a_scale_for_each_channel() -> None:
-    proto = proto_of([node("Gather", "w i", "y")], {}, {"y": None}, {"w": normal(0, 32, 64)}, opset=21)
-    proto.graph.input.append(onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, [3]))
-    quantized = stored_of(proto, settings=(rule(32),), feeds={"i": np.array([1, 31, 0])})
-    entry = weight_entry(quantized.plan)
-    assert (entry.grid.granularity, entry.grid.block, entry.grid.axis) == ("channel", None, 1)
-    assert entry.because.endswith("a scale for each channel, as no input axis of a Gather could hold blocks")
-
-
 def test_blocks_that_save_nothing_are_not_made() -> None:
     proto = layer("MatMul")
     proto.graph.node.extend([node("MatMul", "y v", "z")])
@@ -418,7 +409,9 @@ def test_blocks_that_save_nothing_are_not_made() -> None:
         ("LSTM", {}, 1, 3, 2),
         ("Attention", {}, 1, 2, 0),
         ("Einsum", {}, 1, 2, None),
-        ("Gather", {}, 0, 2, None),
+        ("Gather", {}, 0, 2, 1),
+        ("Gather", {}, 0, 1, None),
+        ("GatherND", {}, 0, 2, None),
     ],
 )
 def test_the_axis_that_an_operator_sums_over(

@@ -29,6 +29,7 @@ LAYERS = {
         "blas",
         "parallel",
         "sizes",
+        "allot",
     ),
     "registry": (
         "plugins",
@@ -55,10 +56,12 @@ LAYERS = {
         "shift_rules",
         "paired",
         "storage_roles",
+        "scale_forms",
     ),
     "what follows from it": (
         "granularity",
         "conversion",
+        "blocks",
     ),
     "formats, stats, samples": (
         "formats.*",
@@ -77,7 +80,6 @@ LAYERS = {
         "steps.*",
     ),
     "facts": (
-        "blocks",
         "recipe",
         "report",
         "dataset",
@@ -120,6 +122,7 @@ LAYERS = {
         "opsets",
         "stored",
         "measured",
+        "mixed",
     ),
     "stages": (
         "plan",

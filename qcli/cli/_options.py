@@ -49,6 +49,11 @@ def parse_encodings_version(text: str) -> Literal["1.0.0", "0.6.1"]:
     return "1.0.0"
 
 
+def with_target(settings: list[str] | None, target_bpw: float | None) -> tuple[str, ...]:
+    """Settings of a recipe with the one that `--target-bpw` is short for."""
+    return (*(settings or ()), *([f"mixed.target_bpw={target_bpw:g}"] if target_bpw is not None else ()))
+
+
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="The float model, an .onnx file.", show_default=False)
 ]

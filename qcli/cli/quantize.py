@@ -71,6 +71,15 @@ def quantize(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan; write nothing.")] = False,
     requantize_rest: options.RequantizeOption = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew what was measured before.")] = False,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(
+            "--target-bpw",
+            metavar="BITS",
+            help="Give each weight the width that serves best, with BITS a weight on average, scales included.",
+            show_default=False,
+        ),
+    ] = None,
     threads: options.ThreadsOption = 0,
     max_memory: options.MaxMemoryOption = None,
 ) -> None:
@@ -82,7 +91,7 @@ def quantize(
     job = QuantizeJob(
         model=model,
         recipe=recipe,
-        settings=tuple(settings or ()),
+        settings=options.with_target(settings, target_bpw),
         calibration=calibration,
         evaluation=evaluation,
         labels=labels,

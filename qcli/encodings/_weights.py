@@ -54,12 +54,22 @@ class Pool:
             self.known[key] = make()
         return self.known[key]
 
+    def stored(self, coded: Coded, *, pack: bool) -> Value:
+        """The codes as a constant, with `pack` of as few bits as hold them."""
+        key = (coded.name, id(coded.codes), "stored")
+        return self.once(key, lambda: stored_codes(coded, coded.codes, pack=pack))
+
     def codes(self, coded: Coded, *, pack: bool = False) -> Value:
         """The codes in the graph that holds the original weight: a constant, with `pack` a Cast of a smaller one."""
-        return self.once((coded.name, id(coded.codes)), lambda: constant_codes(coded, coded.codes, pack=pack))
+        name = f"{coded.name}_unpacked"
+        return self.once((coded.name, id(coded.codes)), lambda: unpacked(coded, self.stored(coded, pack=pack), name))
+
+    def zeros(self, coded: Coded, *, pack: bool) -> Value:
+        """The zero points of blocks as a constant of the type that the codes are stored in."""
+        return self.once((coded.name, id(coded.scale), "zeros"), lambda: zero_points(coded, pack=pack))
 
     def steps(self, coded: Coded, *, spread: bool = False) -> Value:
-        """The scale: one number, or one for each channel or block; with `spread` so that it broadcasts to the codes."""
+        """The scale: one number, or one for each channel; with `spread` so that it broadcasts to the codes."""
         scale, home = coded.scale, home_of(coded)
         steps = scale.scale.reshape(()) if scale.axis is None else scale.scale
         if spread:
@@ -78,11 +88,15 @@ def home_of(coded: Coded) -> Graph:
 
 def constant_codes(coded: Coded, codes: Array | Deferred, *, pack: bool) -> Value:
     """`codes`, which are those of `coded` in a layout of their own, as `Pool.codes` gives them."""
-    home, stored = home_of(coded), stored_codes(coded, codes, pack=pack)
+    return unpacked(coded, stored_codes(coded, codes, pack=pack), f"{coded.name}_unpacked")
+
+
+def unpacked(coded: Coded, stored: Value, name: str) -> Value:
+    """A constant of the codes' own type: what is `stored`, or a Cast of it where it takes fewer bits."""
+    home = home_of(coded)
     if stored.dtype is not None and stored.dtype.numpy().name == coded.scale.dtype:
         return stored
-    wide = f"{coded.name}_unpacked"
-    node = make_node("Cast", [stored], name=wide, output=wide, attributes={"to": _ONNX_TYPES[coded.scale.dtype]})
+    node = make_node("Cast", [stored], name=name, output=name, attributes={"to": _ONNX_TYPES[coded.scale.dtype]})
     insert_before(enclosing_node(home, coded.node), node, home)
     return node.outputs[0]
 
@@ -114,8 +128,6 @@ def dequantized(coded: Coded, pool: Pool, reader: Node, *, pack: bool = False) -
     are written, and each on its own, since `session.x64quantprecision` rewrites them one by one.
     """
     scale, name = coded.scale, coded.name
-    if scale.block is not None:
-        return _dequantized_blocks(coded, pool, reader, pack=pack)
     inputs = [pool.codes(coded, pack=pack), pool.steps(coded)]
     if scale.zero_point.any() or (scale.dtype != "int32" and coded.codes.ndim < _KERNEL_RANK):
         zero = scale.zero_point.astype(scale.dtype)
@@ -123,19 +135,6 @@ def dequantized(coded: Coded, pool: Pool, reader: Node, *, pack: bool = False) -
         inputs.append(add_initializer(home_of(coded), f"{name}_zero", zero))
     attributes = {} if scale.axis is None else {"axis": scale.axis}
     node = make_node("DequantizeLinear", inputs, name=f"{name}_dq", output=f"{name}_dq", attributes=attributes)
-    insert_before(reader, node, graph_of(reader))
-    return node.outputs[0]
-
-
-def _dequantized_blocks(coded: Coded, pool: Pool, reader: Node, *, pack: bool) -> Value:
-    """The same for blocks. Packed codes stay packed: onnxruntime makes MatMulNBits of DequantizeLinear and MatMul."""
-    scale, name = coded.scale, f"{coded.name}_dq"
-    key = (coded.name, id(coded.codes), "packed")
-    inputs = [pool.once(key, lambda: stored_codes(coded, coded.codes, pack=pack)), pool.steps(coded)]
-    if scale.zero_point.any():
-        inputs.append(zero_points(coded, pack=pack))
-    attributes = {"axis": scale.axis or 0, "block_size": scale.block or 0}
-    node = make_node("DequantizeLinear", inputs, name=name, output=name, attributes=attributes)
     insert_before(reader, node, graph_of(reader))
     return node.outputs[0]
 

@@ -1,4 +1,4 @@
-"""Matrices in blocks, each with a scale of its own, multiplied by a kernel that reads the codes packed."""
+"""Matrices in blocks, each with a scale of its own, multiplied by a kernel that reads the codes packed; and tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Annotated, ClassVar
 import msgspec
 import numpy as np
 
+from qcli.encodings._gather_blocks import gather_blocks
+from qcli.encodings._packed import BYTE, bits_of, packed, unsigned_shift
 from qcli.encodings._products import before, number, scaled, take_place, transposed
+from qcli.encodings._steps import Layout, block_steps
 from qcli.encodings._weights import Coded, Pool, home_of
 from qcli.graph import (
     Node,
@@ -21,12 +24,9 @@ from qcli.graph import (
     make_node,
     sole_consumer,
 )
-from qcli.types import Array, Deferred, Scale
+from qcli.types import Array, Deferred
 
 _MICROSOFT = "com.microsoft"
-_BYTE = 8
-_WIDTHS = (2, 4, _BYTE)
-"""Bits of a code that the kernels of onnxruntime 1.31.1 take."""
 
 _INT8 = 4
 """The accuracy_level at which activations are quantized as the model runs, each block of a row for itself."""
@@ -38,7 +38,7 @@ class MatmulNbits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     `accuracy_level` says in what the kernel multiplies: 0 leaves it to onnxruntime, which takes float32 as with 1;
     2 and 3 stand for float16 and bfloat16, which its CPU kernels do in float32; 4 is int8 for both factors. Codes of
     three bits are stored in four, those of five to seven in eight. A bias [N], also one that an Add behind a MatMul
-    adds, becomes the operator's own.
+    adds, becomes the operator's own. Of a Gather of rows it is GatherBlockQuantized, which decodes what is fetched.
 
     Source: onnxruntime, docs/ContribOperators.md, com.microsoft.MatMulNBits version 1.
     """
@@ -56,8 +56,11 @@ class MatmulNbits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return 7
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
-        """Replaces a MatMul [.., K] x [K, N], or a Gemm with alpha, beta, transA and transB."""
+        """Replaces a MatMul [.., K] x [K, N], a Gemm with alpha, beta, transA and transB, or a Gather of rows."""
         coded = weights[0]
+        if coded.node.op_type == "Gather":
+            gather_blocks(coded, pool)
+            return
         node, graph = coded.node, graph_of(coded.node)
         data = node.inputs[0]
         if data is None:
@@ -97,28 +100,26 @@ class _Matrix:
         self._turned = coded.node.op_type == "Gemm" and bool(number(coded.node, "transB", 0))
         shape: tuple[int, ...] = coded.codes.shape
         self.rows, self.columns = shape[::-1] if self._turned else shape
-        self.bits = next(width for width in _WIDTHS if scale.highest - scale.lowest < 1 << width)
+        self.bits = bits_of(scale)
         self._blocks = -(-self.rows // self.block)
-        self._shift, self._default = _shift(scale, self.bits)
+        self._shift, self._default = unsigned_shift(scale, self.bits)
 
     def constants(self, pool: Pool) -> list[Value | None]:
-        """Codes [N, blocks, bytes of a block]; scales [N * blocks]; zero points [N * bytes of a row], or None.
+        """Codes [N, blocks, bytes of a block]; scales [N, blocks]; zero points [N * bytes of a row], or None.
 
         Without zero points the operator takes the middle of its levels.
         """
-        coded, alpha = self._coded, np.float32(number(self._coded.node, "alpha", 1.0))
+        layout = Layout(turned=not self._turned, factor=number(self._coded.node, "alpha", 1.0))
         zero = None if self._default else self._once(pool, "zero", self._zeros)
-        steps = self._once(pool, f"scale_{alpha}", lambda: self._by_column(coded.scale.scale * alpha).reshape(-1))
-        return [self._once(pool, "nbits", self._stored), steps, zero]
+        return [self._once(pool, "nbits", self._stored), block_steps(self._coded, pool, layout), zero]
 
     def _once(self, pool: Pool, kind: str, make: Callable[[], Array | Deferred]) -> Value:
         coded, kept = self._coded, self._coded.codes if kind == "nbits" else self._coded.scale
         key = (coded.name, id(kept), "matmul_nbits", kind, self._turned)
-        suffix = kind.partition("_")[0]
-        return pool.once(key, lambda: add_initializer(home_of(coded), f"{coded.name}_{suffix}", make()))
+        return pool.once(key, lambda: add_initializer(home_of(coded), f"{coded.name}_{kind}", make()))
 
     def _stored(self) -> Array | Deferred:
-        shape = (self.columns, self._blocks, self.block * self.bits // _BYTE)
+        shape = (self.columns, self._blocks, self.block * self.bits // BYTE)
         if isinstance(self._coded.codes, Deferred):
             return Deferred(shape, "uint8", lambda: self._packed().reshape(shape))
         return self._packed().reshape(shape)
@@ -133,26 +134,6 @@ class _Matrix:
 
     def _by_column(self, array: Array) -> Array:
         return array if self._turned else array.T
-
-
-def packed(codes: Array, bits: int) -> Array:
-    """Codes [N, n] of `bits` each as bytes [N, ceil(n * bits / 8)], the first code in the lowest bits."""
-    each = _BYTE // bits
-    whole = np.pad(codes, ((0, 0), (0, -codes.shape[1] % each)))
-    joined = np.zeros((codes.shape[0], whole.shape[1] // each), np.uint8)
-    for place in range(each):
-        joined |= whole[:, place::each] << np.uint8(place * bits)
-    return joined
-
-
-def _shift(scale: Scale, bits: int) -> tuple[int, bool]:
-    """What makes codes unsigned, and whether it brings all zero points to the middle, which the operator assumes."""
-    middle, zero = 1 << (bits - 1), scale.zero_point
-    centred = middle - int(zero.flat[0])
-    fits = scale.lowest + centred >= 0 and scale.highest + centred < 1 << bits
-    if fits and bool((zero == zero.flat[0]).all()):
-        return centred, True
-    return (middle if scale.lowest < 0 else 0), False
 
 
 def _bias(node: Node) -> tuple[Value | None, Node]:

@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 
 from qcli.contracts import along
-from qcli.encodings._weights import Coded, Pool, dequantized, home_of, zero_points
+from qcli.encodings._in_blocks import dequantized_blocks, fetch_blocks
+from qcli.encodings._steps import block_steps
+from qcli.encodings._weights import Coded, Pool, dequantized, home_of
 from qcli.granularity import is_unscaled
 from qcli.graph import (
     Node,
@@ -45,8 +47,9 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     the kernel finds no constant weight to pack, and memory holds the integers alone; of some MatMul it makes
     MatMulNBits. Rows that a Gather fetches are decoded behind it, in both cases. With `pack`, weights of two to four
     bits are stored as such; without, in 8 bits each. Scales of blocks are repeated by a Gather when the model is
-    loaded, or by the `block_size` of DequantizeLinear, which then reads packed codes as they are. Of float16 and
-    bfloat16 a Cast makes float32 when the model is loaded, or behind the Gather.
+    loaded, or by the `block_size` of DequantizeLinear, which then reads packed codes as they are; behind a Gather it is
+    DequantizeLinear in both cases. Of float16 and bfloat16 a Cast makes float32 when the model is loaded, or behind the
+    Gather.
     """
 
     decode: Literal["load", "run"] = "load"
@@ -55,9 +58,13 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     multiplies: ClassVar[bool] = False
 
     def min_opset(self, bits: int, granularity: str) -> int:
-        """DequantizeLinear came with operator set 10, its axis with 13, blocks and 16 bits with 21."""
-        run = 21 if bits > _BYTE or granularity == "block" else 10 if granularity == "tensor" else 13
-        return max(run if self.decode == "run" else 7, packed_opset(bits) if self.pack else 1)
+        """DequantizeLinear came with operator set 10, its axis with 13, blocks and 16 bits with 21.
+
+        Rows of tables in blocks have one with `decode: load` too.
+        """
+        blocks = granularity == "block"
+        run = 21 if bits > _BYTE or blocks else 10 if granularity == "tensor" else 13
+        return max(run if self.decode == "run" or blocks else 7, packed_opset(bits) if self.pack else 1)
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Rewrites the operands of one node."""
@@ -73,6 +80,8 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """The weight's real value, in the graph that holds the weight: bodies share it, and a Loop decodes once."""
         home = home_of(coded)
         reader = enclosing_node(home, coded.node)
+        if self.decode == "run" and coded.scale.block is not None:
+            return dequantized_blocks(coded, pool, reader, pack=self.pack)
         if self.decode == "run":
             return dequantized(coded, pool, reader, pack=self.pack)
 
@@ -86,24 +95,27 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             return step("Cast", [pool.codes(coded)], "dq", _TO_FLOAT)
         levels = step("Cast", [pool.codes(coded, pack=self.pack)], "cast", _TO_FLOAT)
         if coded.scale.zero_point.any():
-            levels = step("Sub", [levels, self._zero(coded, step)], "sub")
-        steps = pool.steps(coded, spread=coded.scale.block is None)
-        if coded.scale.block is not None:
-            steps = step("Gather", [steps, _numbers(coded)], "steps", {"axis": coded.scale.axis or 0})
+            levels = step("Sub", [levels, self._zero(coded, pool, step)], "sub")
+        if coded.scale.block is None:
+            return step("Mul", [levels, pool.steps(coded, spread=True)], "dq")
+        axis = {"axis": coded.scale.axis or 0}
+        steps = step("Gather", [block_steps(coded, pool), _numbers(coded)], "steps", axis)
         return step("Mul", [levels, steps], "dq")
 
-    def _zero(self, coded: Coded, step: _Step) -> Value:
+    def _zero(self, coded: Coded, pool: Pool, step: _Step) -> Value:
         """The zero points as floats that broadcast against the codes; those of blocks are stored as codes are."""
         home = home_of(coded)
         if coded.scale.block is None:
             _, zero = along(coded.scale, coded.codes.shape)
             return add_initializer(home, f"{coded.name}_zero", np.asarray(zero, np.float32))
-        stored = zero_points(coded, pack=self.pack)
-        floats = step("Cast", [stored], "zero_cast", _TO_FLOAT)
+        floats = step("Cast", [pool.zeros(coded, pack=self.pack)], "zero_cast", _TO_FLOAT)
         return step("Gather", [floats, _numbers(coded)], "zeros", {"axis": coded.scale.axis or 0})
 
     def _gather(self, coded: Coded, pool: Pool) -> None:
         """y = decode(Gather(codes)): only the rows that are fetched are decoded, at every run."""
+        if coded.scale.block is not None:
+            fetch_blocks(coded, pool, pack=self.pack)
+            return
         node, graph = coded.node, graph_of(coded.node)
         out = node.outputs[0]
         node.replace_input_with(coded.operand, pool.codes(coded, pack=self.pack))
@@ -140,8 +152,9 @@ def _numbers(coded: Coded) -> Value:
 
 
 def _fetches_rows(coded: Coded) -> bool:
-    """True for a Gather of whole rows whose scale lies along them, or is one number."""
+    """True for a Gather of whole rows whose scale or blocks lie along them, or is one number."""
     node, scale = coded.node, coded.scale
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    along = scale.axis in (None, coded.codes.ndim - 1) and not scale.zero_point.any()
+    plain = scale.block is not None or not scale.zero_point.any()
+    along = scale.axis in (None, coded.codes.ndim - 1) and plain and coded.codes.ndim > 1
     return node.op_type == "Gather" and coded.operand == 0 and axis == 0 and along

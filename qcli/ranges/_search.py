@@ -20,6 +20,11 @@ _TWO_BOUNDS = (
     np.arange(-2, 3) / 27,
 )
 
+_TWO_BOUNDS_OF_FEW = (np.arange(6.0) ** 1.5 / 5**0.5, np.arange(-2, 3) / 3, np.arange(-2, 3) / 9)
+"""For the blocks of weights: the error of a few values has few turns, and there are many blocks."""
+
+_FEW = 64
+
 Measure = Callable[[Float64Array, Float64Array], Float64Array]
 """The errors of the grids that span -lows to highs, all of shape [channels, candidates]."""
 
@@ -29,7 +34,11 @@ def least(measure: Measure, distribution: Distribution, grid: Grid) -> Interval:
     below, above = np.maximum(-distribution.lower, 0.0), np.maximum(distribution.upper, 0.0)
     typical = typical_magnitude(distribution)
     two_bounds = not grid.symmetric and bool(((below > 0) & (above > 0)).any())
-    low, high = (_two_bounds if two_bounds else _one_bound)(measure, typical, below, above)
+    if not two_bounds:
+        low, high = _one_bound(measure, typical, below, above)
+    else:
+        rounds = _TWO_BOUNDS if distribution.points.shape[1] > _FEW else _TWO_BOUNDS_OF_FEW
+        low, high = _two_bounds(measure, typical, below, above, rounds)
     return around_zero(-low, high)
 
 
@@ -48,13 +57,17 @@ def _one_bound(
 
 
 def _two_bounds(
-    measure: Measure, typical: Float64Array, below: Float64Array, above: Float64Array
+    measure: Measure,
+    typical: Float64Array,
+    below: Float64Array,
+    above: Float64Array,
+    rounds: tuple[Float64Array, ...],
 ) -> tuple[Float64Array, Float64Array]:
     """The best bounds below and above zero, magnitudes [channels], each on its own."""
     low, high = below, above
-    low_ratio, high_ratio = (step_ratio(typical, most, len(_TWO_BOUNDS[0])) for most in (below, above))
+    low_ratio, high_ratio = (step_ratio(typical, most, len(rounds[0])) for most in (below, above))
     rows = np.arange(len(below))
-    for exponents in _TWO_BOUNDS:
+    for exponents in rounds:
         lows = np.repeat(rungs(low, low_ratio, exponents, below), len(exponents), axis=1)
         highs = np.tile(rungs(high, high_ratio, exponents, above), len(exponents))
         best = np.argmin(measure(lows, highs), axis=1)

@@ -12,19 +12,18 @@ equation 4; there with one a for a whole model, here for each input the one with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
 
-from qcli.graph import Graph, Model, Node, Value, add_initializer, infer_shapes, insert_after, make_node, set_constant
+from qcli.graph import Model
 from qcli.statistics import Statistics
 from qcli.steps._base import MeasuredStep
-from qcli.steps._linear import Linear, comes_in_codes, linears
+from qcli.steps._linear import Linear
 from qcli.steps._noise import Measured, Samples, Trials, measured
-from qcli.steps._rescale import Change, changes_for, rescale
+from qcli.steps._scaling import ScalingSite, scale_channels, scaling_sites
 from qcli.types import Array, Request
 
 _QUIET = 0.5
@@ -50,19 +49,19 @@ class Smooth(MeasuredStep, frozen=True, kw_only=True):
 
     def requests(self, model: Model) -> tuple[Request, ...]:
         """Some rows of each input that can be divided."""
-        return tuple(site.readers[0].request() for site in _sites(model))
+        return tuple(site.readers[0].request() for site in scaling_sites(model))
 
     def run_measured(self, model: Model, statistics: Statistics) -> int:
         smoothed = 0
-        for site in _sites(model):
+        for site in scaling_sites(model):
             known = measured(statistics, site.readers[0].request())
             factors = self.factors(known, site.readers, self._least(site)) if known is not None else None
             if factors is not None:
-                _apply(model.graph, site, factors)
+                scale_channels(model.graph, site, factors)
                 smoothed += 1
         return smoothed
 
-    def _least(self, site: _Site) -> float:
+    def _least(self, site: ScalingSite) -> float:
         return self.div_gain_db if site.changes is None else self.gain_db
 
     def factors(self, known: Measured, readers: Sequence[Linear], least_db: float) -> Array | None:
@@ -88,55 +87,3 @@ def _factors(peaks: Array, rows: Array, alpha: float) -> Array:
     logs -= (1 - alpha) * np.log(np.maximum(rows / rows.max(), _SMALLEST))
     factors: Array = np.exp(logs - logs.mean())
     return factors
-
-
-@dataclass(frozen=True)
-class _Site:
-    """A value, the products that read it, and the constants in front that can divide it; None if it takes a Div."""
-
-    value: Value
-    readers: tuple[Linear, ...]
-    changes: list[Change] | None
-
-
-def _sites(model: Model) -> Iterator[_Site]:
-    infer_shapes(model)
-    groups: dict[Value, list[Linear]] = {}
-    for layer in linears(model.graph):
-        if layer.node.op_type != "Conv" and _owns_weight(layer.node):
-            groups.setdefault(layer.data, []).append(layer)
-    for value, readers in groups.items():
-        if len({reader.channels for reader in readers}) > 1:
-            continue
-        alone = len(tuple(value.uses())) == len(readers) and not value.is_graph_output()
-        changes = changes_for(value, readers[0].channels) if alone else None
-        if changes is not None or not comes_in_codes(value, [reader.node for reader in readers]):
-            yield _Site(value, tuple(readers), changes)
-
-
-def _owns_weight(node: Node) -> bool:
-    """One that several nodes read would be copied, and its size with it."""
-    weight = node.inputs[1]
-    return weight is not None and len(tuple(weight.uses())) == 1 and not weight.is_graph_output()
-
-
-def _apply(graph: Graph, site: _Site, factors: Array) -> None:
-    if site.changes is not None:
-        rescale(graph, site.changes, 1 / factors)
-    else:
-        _divide(graph, site, factors)
-    for reader in site.readers:
-        weight = reader.weight
-        along = factors.reshape(-1, 1) if reader.inner == 0 else factors
-        set_constant(graph, reader.node, 1, (weight.astype(np.float64) * along).astype(weight.dtype))
-
-
-def _divide(graph: Graph, site: _Site, factors: Array) -> None:
-    """A Div in front of the readers. A Mul might become an integer kernel, whose input is as hard to quantize."""
-    name = site.value.name or "data"
-    divisor = add_initializer(graph, f"{name}_smoothing", factors.astype(np.float32))
-    made = make_node("Div", [site.value, divisor], name=f"{name}_smoothed", output=f"{name}_smoothed")
-    made.outputs[0].type, made.outputs[0].shape = site.value.type, site.value.shape
-    insert_after(site.value, made, graph)
-    for reader in site.readers:
-        reader.node.replace_input_with(0, made.outputs[0])

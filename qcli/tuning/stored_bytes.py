@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 from qcli.graph import Model, Value, is_constant, node_key
 from qcli.plugins import choice_of
+from qcli.scale_forms import scale_bits
 from qcli.solve import Solved, site_key
 from qcli.tuning.parts import Part
 from qcli.types import Entry, Scale
-
-_SCALE = 4
-"""Bytes of one scale."""
 
 _WIDTHS = (2, 4, 8, 16, 32)
 """Bits that codes are stored in."""
@@ -62,4 +60,4 @@ def _bits(scale: Scale) -> int:
 
 
 def _side(scale: Scale) -> float:
-    return float(scale.scale.size * _SCALE)
+    return scale.scale.size * scale_bits(scale.form) / 8

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import Feeds, Quantized, Shape, assert_equal, feeds_for, node, normal, operators, proto_of, run
 from onnx import helper
 
-from qcli.encodings.matmul_nbits import packed
+from qcli.encodings._packed import packed
 from qcli.errors import UsageError
 from qcli.graph.optimized import RuntimeNode
 from qcli.kernels import is_integer
@@ -196,7 +196,7 @@ def test_the_layout_of_the_operator(grid: str, bits: int, zeros: bool) -> None:
     names = [value.name if value is not None else "" for value in made.inputs]
     assert len(names) == 3 + zeros
     codes, steps = stored[names[1] or ""], stored[names[2] or ""]
-    assert codes.shape == (24, 3, 2 * bits) and steps.shape == (24 * 3,)
+    assert codes.shape == (24, 3, 2 * bits) and steps.shape == (24, 3)
     if zeros:
         assert stored[names[3] or ""].shape == (24 * -(-3 * bits // 8),)
 
