@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qcli.plugins import create
+from qcli.legality import TABLE
+from qcli.levels import is_uniform
+from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
 from qcli.types import Grid, Match, Plan, Role, Rule, Spec
 
@@ -34,8 +36,18 @@ def _written_in(role: Role, rules: list[Rule]) -> Iterator[int]:
 def _opset_of(spec: Spec, grid: Grid) -> int:
     """The operator set that codes on a grid need in an encoding. Those of a static one stand behind QuantizeLinear."""
     encoding, number_format = create("encodings", spec), create("formats", grid.format)
+    if not is_uniform(grid):
+        return _table_opset(spec, grid)
     written = encoding.min_opset(number_format.bits(grid), grid.granularity)
     return int(max(written, number_format.min_opset if encoding.calibrated else 1))
+
+
+def _table_opset(spec: Spec, grid: Grid) -> int:
+    """That of the table that levels which are not evenly spaced are decoded by, whatever encoding was asked for."""
+    named, number_format = choice_of(spec).name, create("formats", grid.format)
+    table = create("encodings", spec if named == TABLE else TABLE)
+    bits = number_format.bits(grid)
+    return max(table.opset_of(number_format.entries(grid), bits), number_format.min_opset)
 
 
 def _covers(rule: Rule, role: Role) -> bool:

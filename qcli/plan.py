@@ -306,8 +306,9 @@ def _check_formats(entries: tuple[Entry, ...], target: Any, spec: Spec) -> None:
         if entry.site.role is not Role.WEIGHT and entry.grid.granularity != "tensor":
             raise UsageError(f"{entry.because}: activations have one scale for each tensor", "use granularity: tensor")
         allowed = target.formats("weight" if entry.site.role is Role.WEIGHT else "activation")
-        if entry.grid.format not in allowed:
+        named = choice_of(entry.grid.format).name
+        if named not in allowed:
             raise UsageError(
-                f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
+                f"{entry.because}: the target {spec} has no kernel for {named} as {entry.site.role.value}",
                 f"use {' or '.join(allowed[:_SUGGESTED])}",
             )
