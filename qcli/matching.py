@@ -106,7 +106,9 @@ class RuleBook:
         if array is None or decided is None or grid is None:
             return None
         if not is_uniform(grid):
-            return f"{decided.origin} makes its weight {choice_of(grid.format).name}, which no integer kernel multiplies"
+            return (
+                f"{decided.origin} makes its weight {choice_of(grid.format).name}, which no integer kernel multiplies"
+            )
         if grid.granularity != "block" or no_blocks(node, 1, array.shape, grid.block) is not None:
             return None
         return f"{decided.origin} gives its weight blocks, which no static kernel multiplies"

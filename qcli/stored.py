@@ -118,6 +118,8 @@ def _encoded(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, 
         return entry if asked == TABLE else _in_table(entry, asked)
     if asked == "weight_only":
         return entry
+    if asked == TABLE:
+        return _stored_only(entry, no_form(entry, node, operands) or "")
     if asked not in _OWN_FORMS:
         return _stored_only(entry, "stored only, no integer kernel multiplies it")
     misfit = _misfit(entry, node, operands, unfit)

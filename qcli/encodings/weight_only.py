@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from qcli.contracts import along
-from qcli.encodings._weights import Coded, Pool, dequantized, home_of, zero_points
+from qcli.encodings._weights import Coded, Pool, block_numbers, dequantized, fetches_rows, home_of, zero_points
 from qcli.graph import (
     Value,
     add_initializer,
@@ -19,7 +19,6 @@ from qcli.graph import (
     make_node,
     packed_opset,
     replace_value,
-    share_initializer,
 )
 
 _BYTE = 8
@@ -59,7 +58,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Rewrites the operands of one node."""
         for coded in weights:
-            if _fetches_rows(coded):
+            if fetches_rows(coded):
                 self._gather(coded, pool)
             else:
                 key = (id(home_of(coded)), coded.name, id(coded.codes), self.decode)
@@ -84,7 +83,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             levels = step("Sub", [levels, self._zero(coded, step)], "sub")
         steps = pool.steps(coded, spread=coded.scale.block is None)
         if coded.scale.block is not None:
-            steps = step("Gather", [steps, _numbers(coded)], "steps", {"axis": coded.scale.axis or 0})
+            steps = step("Gather", [steps, block_numbers(coded)], "steps", {"axis": coded.scale.axis or 0})
         return step("Mul", [levels, steps], "dq")
 
     def _zero(self, coded: Coded, step: _Step) -> Value:
@@ -95,7 +94,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             return add_initializer(home, f"{coded.name}_zero", np.asarray(zero, np.float32))
         stored = zero_points(coded, pack=self.pack)
         floats = step("Cast", [stored], "zero_cast", _TO_FLOAT)
-        return step("Gather", [floats, _numbers(coded)], "zeros", {"axis": coded.scale.axis or 0})
+        return step("Gather", [floats, block_numbers(coded)], "zeros", {"axis": coded.scale.axis or 0})
 
     def _gather(self, coded: Coded, pool: Pool) -> None:
         """y = decode(Gather(codes)): only the rows that are fetched are decoded, at every run."""
@@ -119,18 +118,3 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 _TO_FLOAT = {"to": _FLOAT}
-
-
-def _numbers(coded: Coded) -> Value:
-    """The number of the block that each element along the axis of the blocks belongs to; weights share it."""
-    size, block = coded.codes.shape[coded.scale.axis or 0], coded.scale.block or 1
-    numbers = (np.arange(size) // block).astype(np.int32)
-    return share_initializer(home_of(coded), f"blocks_{size}_{block}", numbers)
-
-
-def _fetches_rows(coded: Coded) -> bool:
-    """True for a Gather of whole rows whose scale lies along them, or is one number."""
-    node, scale = coded.node, coded.scale
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    along = scale.axis in (None, coded.codes.ndim - 1) and not scale.zero_point.any()
-    return node.op_type == "Gather" and coded.operand == 0 and axis == 0 and along

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcli.formats._table import TableFormat
 from qcli.formats._signed import both_signs
+from qcli.formats._table import TableFormat
 from qcli.types import FloatArray, Grid
 
 

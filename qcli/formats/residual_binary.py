@@ -61,7 +61,9 @@ def _greedy(values: Float64Array, many: Float64Array, bits: int) -> Float64Array
     return np.stack(found, axis=1)
 
 
-def _table(factors: Float64Array, signs: Float64Array) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.intp]], Float64Array]:
+def _table(
+    factors: Float64Array, signs: Float64Array
+) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.intp]], Float64Array]:
     """The levels [G, 2**bits] in ascending order, and the order."""
     levels = factors @ signs
     order = np.argsort(levels, axis=1, kind="stable")

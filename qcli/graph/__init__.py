@@ -26,7 +26,7 @@ from qcli.graph.edit import (
 from qcli.graph.float32 import compute_in_float32, float32_form, other_floats
 from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes, note_types, untyped
 from qcli.graph.load import load_model
-from qcli.graph.model import Graph, Model, Node, Value
+from qcli.graph.model import DataType, Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import cannot_raise, raise_opset
@@ -39,6 +39,7 @@ logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
 """onnx_ir logs the inference failures that qcli handles; users need not see them."""
 
 __all__ = [
+    "DataType",
     "Graph",
     "Model",
     "Node",

@@ -111,9 +111,7 @@ def descend(codes: Float64Array, rows: Rows, products: Float64Array, sweeps: int
     return codes
 
 
-def _descend_block(
-    codes: Float64Array, slope: Float64Array, products: Float64Array, rows: Rows
-) -> None:
+def _descend_block(codes: Float64Array, slope: Float64Array, products: Float64Array, rows: Rows) -> None:
     """One pass over the columns of a block, of which `rows` are; `codes` and `slope` [groups, R, columns] change."""
     for column in range(codes.shape[-1]):
         step = column_of(rows.sizes, column)
