@@ -29,8 +29,9 @@ def check_ranges(entries: Iterable[Entry]) -> None:
 
 def _check_levels(entry: Entry, named: str) -> None:
     """Some ranges reckon with evenly spaced levels; formats that learn their table need none at all."""
-    number_format = create("formats", entry.grid.format)
-    if named not in _FOR_TABLES and not is_uniform(entry.grid) and not number_format.learned:
+    if entry.site.role is not Role.WEIGHT or named in _FOR_TABLES or is_uniform(entry.grid):
+        return
+    if not create("formats", entry.grid.format).learned:
         problem = f"{entry.because}: the range '{named}' reckons with evenly spaced levels"
         hint = f"for {choice_of(entry.grid.format).name} use {', '.join(_FOR_TABLES[:-1])} or {_FOR_TABLES[-1]}"
         raise UsageError(problem, hint)

@@ -44,7 +44,7 @@ def middles(levels: Array) -> Float64Array:
 
 
 def nearest_codes(values: Array, scale: Scale) -> Array:
-    """Codes of the scale's dtype in the shape of `values`: the level next to each; of two that are as near the lower."""
+    """Codes of the scale's dtype in their shape: the level next to each; of two that are as near the lower."""
     if scale.levels is None:
         raise ValueError("the scale has no levels")
     steps, _ = along(scale, values.shape)
@@ -64,9 +64,9 @@ def real_values(codes: Array, scale: Scale) -> FloatArray:
         raise ValueError("the scale has no levels")
     steps, _ = along(scale, codes.shape)
     if scale.levels.ndim == 1:
-        return np.multiply(scale.levels[codes], steps, dtype=np.float32)
+        return np.asarray(np.multiply(scale.levels[codes], steps, dtype=np.float32))
     places = _tables(scale, codes.shape) * scale.levels.shape[-1] + codes
-    return np.multiply(scale.levels.reshape(-1)[places], steps, dtype=np.float32)
+    return np.asarray(np.multiply(scale.levels.reshape(-1)[places], steps, dtype=np.float32))
 
 
 def nearest_in(tables: Array, numbers: Array, values: Array) -> Array:

@@ -47,7 +47,7 @@ def _table_opset(spec: Spec, grid: Grid) -> int:
     named, number_format = choice_of(spec).name, create("formats", grid.format)
     table = create("encodings", spec if named == TABLE else TABLE)
     bits = number_format.bits(grid)
-    return max(table.opset_of(number_format.entries(grid), bits), number_format.min_opset)
+    return int(max(table.opset_of(number_format.entries(grid), bits, grid.granularity), number_format.min_opset))
 
 
 def _covers(rule: Rule, role: Role) -> bool:

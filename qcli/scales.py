@@ -32,7 +32,7 @@ def equal(first: Scale | None, second: Scale | None) -> bool:
     """True for scales by which codes stand for the same numbers."""
     if first is None or second is None:
         return False
-    same = np.arrayequal(first.scale, second.scale) and np.arrayequal(first.zero_point, second.zero_point)
+    same = np.array_equal(first.scale, second.scale) and np.array_equal(first.zero_point, second.zero_point)
     return same and same_levels(first, second)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -142,7 +143,7 @@ _OWN_FORMS = ("dynamic", "matmul_nbits")
 def _stored_only(entry: Entry, reason: str) -> Entry:
     """The entry in an encoding that every node takes, packed if the one that was asked for is."""
     asked = choice_of(entry.encoding).options
-    passed = {key: asked[key] for key in ("pack", "decode") if key in asked}
+    passed: dict[str, Any] = {key: asked[key] for key in ("pack", "decode") if key in asked}
     spec: Spec = {"weight_only": passed} if passed else "weight_only"
     return msgspec.structs.replace(entry, encoding=spec, because=f"{entry.because}; {reason}")
 

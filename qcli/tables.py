@@ -45,7 +45,8 @@ def fitted_scale(
         sample = number_format.fit(*_sample(groups), grid)
         if grid.granularity == "tensor":
             return table_scale(sample.scale, sample.levels, grid)
-        found = [Fitted(_steps(group, sample.levels), sample.levels) for group in groups]
+        whole = len(groups) == 1 and weight.size <= _SAMPLE
+        found = [sample] if whole else [Fitted(_steps(group, sample.levels), sample.levels) for group in groups]
     else:
         found = [number_format.fit(group.rows(), group.counts(), grid) for group in groups]
     levels = found[0].levels

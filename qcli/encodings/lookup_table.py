@@ -23,6 +23,7 @@ from qcli.graph import (
     graph_of,
     insert_before,
     make_node,
+    native_type,
     packed_opset,
     packed_type,
     replace_value,
@@ -36,8 +37,8 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Weights as places in a table of levels, times a scale; activations and arithmetic stay float.
 
     The places are stored in 4 or 8 bits, two or three levels eight or five to a byte; without `pack` in 8 bits each.
-    `decode: load` writes Cast, Gather and Mul, which onnxruntime computes once when it loads the model: the speed and the
-    memory of the float model. `decode: run` puts a DequantizeLinear in front, which onnxruntime never folds, so that the
+    `decode: load` writes Cast, Gather and Mul, which onnxruntime computes once when it loads the model: the speed and
+    the memory of the float model. `decode: run` puts a DequantizeLinear in front, which onnxruntime never folds: the
     weights stay packed in memory and are decoded at every run, which is slow. Rows that a Gather fetches are decoded
     behind it, in both cases. Numbers of an 8-bit float type need no table: they are stored as such.
     """
@@ -48,12 +49,13 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     multiplies: ClassVar[bool] = False
 
     def min_opset(self, bits: int, granularity: str) -> int:
-        """DequantizeLinear came with operator set 10, packed types with 21 and 25; what is left with 7."""
-        return max(10 if self.decode == "run" else 7, packed_opset(bits) if self.pack else 1)
+        """DequantizeLinear came with operator set 10, blocks with 21, packed types with 21 and 25; the rest with 7."""
+        run = 21 if granularity == "block" else 10
+        return max(run if self.decode == "run" else 7, packed_opset(bits) if self.pack else 1)
 
-    def opset_of(self, entries: int, bits: int) -> int:
+    def opset_of(self, entries: int, bits: int, granularity: str) -> int:
         """The same for a number of levels, since two or three of them need no packed type."""
-        return self.min_opset(8 if digits_of(entries) else bits, "tensor")
+        return self.min_opset(_BYTE if digits_of(entries) else bits, granularity)
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Rewrites the operands of one node."""
@@ -70,7 +72,7 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         home = home_of(coded)
         lines = _Lines(home, enclosing_node(home, coded.node), coded.name)
         if coded.scale.native is not None:
-            return self._of_native(coded, DataType[coded.scale.native], lines)
+            return self._of_native(coded, native_type(coded.scale.native), lines)
         return _real(coded, self._places(coded, lines, run=self.decode == "run"), lines)
 
     def _of_native(self, coded: Coded, kind: DataType, lines: _Lines) -> Value:
@@ -120,6 +122,7 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return lines.add("Cast", [places], "unpacked", {"to": DataType.UINT8.value})
 
 
+_BYTE = 8
 _TO_FLOAT = {"to": DataType.FLOAT.value}
 _TO_PLACE = {"to": DataType.INT32.value}
 
@@ -148,7 +151,7 @@ class _Lines:
 
     def unfolded(self, codes: Value) -> Value:
         """The codes as floats behind a node that onnxruntime never computes in advance."""
-        return self.add("DequantizeLinear", [codes, self.shared("table_one", np.float32(1).reshape(()))], "kept")
+        return self.add("DequantizeLinear", [codes, self.shared("table_one", np.ones((), np.float32))], "kept")
 
 
 def _undone(codes: Array | Deferred, base: int, lines: _Lines, *, run: bool) -> Value:
@@ -203,8 +206,8 @@ def _scaled(coded: Coded, levels: Value, lines: _Lines) -> Value:
     if scale.block is None:
         steps = _broadcasting(along(scale, coded.codes.shape)[0])
         return lines.add("Mul", [levels, lines.constant("scale", steps)], "real")
-    steps = _stored_steps(scale, scale.scale, lines)
-    repeated = lines.add("Gather", [steps, block_numbers(coded)], "steps", {"axis": scale.axis})
+    stored = _stored_steps(scale, scale.scale, lines)
+    repeated = lines.add("Gather", [stored, block_numbers(coded)], "steps", {"axis": scale.axis})
     return lines.add("Mul", [levels, repeated], "real")
 
 
@@ -217,7 +220,7 @@ def _stored_steps(scale: Scale, steps: FloatArray, lines: _Lines) -> Value:
     floats = lines.add("Cast", [stored], "scale_cast", _TO_FLOAT)
     if small.factor == 1:
         return floats
-    return lines.add("Mul", [floats, lines.constant("factor", np.float32(small.factor).reshape(()))], "scale_real")
+    return lines.add("Mul", [floats, lines.constant("factor", np.array(small.factor, np.float32))], "scale_real")
 
 
 def _numbers(codes: Array | Deferred, scale: Scale, kind: DataType) -> Array | Deferred:

@@ -15,7 +15,7 @@ _SETTLED = 1e-5
 _MOST_BINS = 2048
 _VALUES_PER_BIN = 8
 
-_STARTS = (0.7, 0.85, 1.0, 1.2)
+_STARTS = (1.0, 0.85, 0.92, 1.1, 1.25)
 _SCALE_ROUNDS = 4
 
 
@@ -40,8 +40,8 @@ def _companded(cells: Cells, entries: int) -> Float64Array:
     """Levels whose density is that of the values to the power of a third.
 
     Between quantiles that lie `width` apart the density is 1 / width, so that the levels there are as many as
-    width**(2/3). Source: Panter and Dite 1951, "Quantization Distortion in Pulse-Count Modulation with Nonuniform Spacing
-    of Levels".
+    width**(2/3). Source: Panter and Dite 1951, "Quantization Distortion in Pulse-Count Modulation with Nonuniform
+    Spacing of Levels".
     """
     size = cells.values.shape[1]
     bins = max(min(size, 2 * entries), min(size // _VALUES_PER_BIN, _MOST_BINS), 1)
@@ -56,18 +56,17 @@ def _companded(cells: Cells, entries: int) -> Float64Array:
     return found
 
 
-def scales_for(cells: Cells, levels: Array) -> Float64Array:
+def scales_for(cells: Cells, levels: Array, start: Float64Array | None = None) -> Float64Array:
     """The scale [G] of each row with the least squared error for a table [K]; 0 for rows of zeros.
 
-    From several sizes relative to the root of the mean square, in turn the nearest levels and, for these, the scale
-    by least squares: the sum of c w q over that of c q**2.
+    From several sizes around `start`, or the root of the mean square, in turn the nearest levels and, for these, the
+    scale by least squares: the sum of c w q over that of c q**2.
     """
-    size = np.sqrt(cells.seconds[:, -1] / cells.weights[:, -1])
+    size = root_mean_squares(cells) if start is None else start
     tables = np.broadcast_to(levels.astype(np.float64), (len(size), levels.size))
-    spread = float(np.sqrt(np.mean(np.square(levels)))) or 1.0
     best, least = np.zeros_like(size), np.full(size.shape, np.inf)
     for factor in _STARTS:
-        steps = size * factor / spread
+        steps = size * factor
         for _ in range(_SCALE_ROUNDS):
             weights, firsts, _ = cells.within(cells.places(middles(tables * steps[:, None])))
             above, below = (tables * firsts).sum(axis=1), (tables**2 * weights).sum(axis=1)
@@ -76,3 +75,8 @@ def scales_for(cells: Cells, levels: Array) -> Float64Array:
         errors = cells.errors(tables * steps[:, None])
         best, least = np.where(errors < least, steps, best), np.minimum(errors, least)
     return best
+
+
+def root_mean_squares(cells: Cells) -> Float64Array:
+    """Of each row, [G]."""
+    return np.sqrt(np.maximum(cells.seconds[:, -1], 0.0) / cells.weights[:, -1])

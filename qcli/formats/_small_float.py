@@ -23,8 +23,8 @@ _E4M3_TOP = 8
 class SmallFloat(TableFormat, frozen=True, kw_only=True):
     """The numbers of a small float type, times a scale.
 
-    `scales` says what the scales may be: any `float32`; a `power_of_two`, one byte each, as in the MX formats (with
-    granularity block and blocks of 32); or `float8`, numbers of float8_e4m3fn times one power of two for the weight, one
+    `scales` says what the scales may be: any `float32`; a `power_of_two`, one byte each, as in the MX formats
+    (granularity block, blocks of 32); or `float8`, numbers of float8_e4m3fn times one power of two for the weight, one
     byte each, as in NVFP4 (blocks of 16). Source: Open Compute Project 2023, "OCP Microscaling Formats (MX)
     Specification", section 6.3; Micikevicius et al. 2022, "FP8 Formats for Deep Learning".
     """
@@ -61,7 +61,8 @@ class SmallFloat(TableFormat, frozen=True, kw_only=True):
         known = np.where(farthest > 0, farthest, np.max(farthest, initial=0.0) or 1.0)
         if self.scales == "power_of_two":
             exponents = np.floor(np.log2(known)) - np.floor(np.log2(outermost))
-            return np.exp2(np.maximum(exponents, exponents.max(initial=-_SPAN) - _SPAN)).astype(np.float32)
+            lowest = exponents.max() - _SPAN
+            return np.asarray(np.exp2(np.maximum(exponents, lowest)), np.float32)
         exact = known / outermost
         factor = np.exp2(np.floor(np.log2(exact.max(initial=0.0) or 1.0)) - _E4M3_TOP)
         positive = _E4M3[_E4M3 > 0].astype(np.float64)

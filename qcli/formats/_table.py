@@ -36,7 +36,7 @@ class TableFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     uniform: ClassVar[bool] = False
     learned: ClassVar[bool] = False
-    """True for a table that comes from the weights: the format has a `fit`, and the range of a rule has no part in it."""
+    """True for a table that comes from the weights: the format has a `fit`, and a rule's range has no part in it."""
 
     default_bits: ClassVar[int] = 4
     least_bits: ClassVar[int] = 2

@@ -15,12 +15,12 @@ _CHOICES = 3
 
 
 class AdditivePowerOfTwo(TableFormat, frozen=True):
-    """Sums of one power of two, or zero, out of each of several sets, with a sign and a scale; `bits` from 2 to 8 (4).
+    """Sums of a power of two or zero out of each of several sets, with a sign and a scale; `bits` from 2 to 8 (4).
 
-    A magnitude has `bits` - 1 bits: each two of them choose from zero and three powers, a last odd one from zero and one.
-    The levels have the density of power_of_two around zero and remain dense at the ends. Hardware shifts and adds;
-    onnxruntime decodes the weights. One code is not used. Source: Li et al. 2020, "Additive Powers-of-Two Quantization",
-    equation 6 with k = 2, and the authors' layout of the powers where the number of bits is odd.
+    A magnitude has `bits` - 1 bits: each two of them choose from zero and three powers, an odd one from zero and one.
+    The levels are dense around zero, and not as coarse at the ends as those of power_of_two. Hardware shifts and adds;
+    onnxruntime decodes the weights. One code is not used. Source: Li et al. 2020, "Additive Powers-of-Two
+    Quantization", equation 6 with k = 2, and the authors' layout of the powers where the number of bits is odd.
     """
 
     def entries(self, grid: Grid) -> int:

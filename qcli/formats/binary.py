@@ -15,8 +15,8 @@ _LEVELS = np.array([-1.0, 1.0], np.float32)
 class Binary(LearnedFormat, frozen=True):
     """The sign of each weight, one bit, times the mean magnitude of its group, which is the best a there is.
 
-    Zero is no level. Accuracy is lost unless the network was trained for it; `residual_binary` adds more bits of the same
-    kind. Source: Rastegari et al. 2016, "XNOR-Net", equation 6.
+    Zero is no level. Accuracy is lost unless the network was trained for it; `residual_binary` adds more bits of the
+    same kind. Source: Rastegari et al. 2016, "XNOR-Net", equation 6.
     """
 
     default_bits: ClassVar[int] = 1

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from qcli.formats._lloyd import best_levels, scales_for
+from qcli.formats._lloyd import best_levels, root_mean_squares, scales_for
 from qcli.formats._table import FLOAT_BITS, Fitted, Float64Array, LearnedFormat, dense
 from qcli.levels import Cells
 from qcli.types import FloatArray, Grid
@@ -50,14 +50,18 @@ class Codebook(LearnedFormat, frozen=True, kw_only=True):
 
 
 def _shared(values: Float64Array, many: Float64Array, entries: int) -> Fitted:
-    """In turn the best table for the scales, and the best scales for the table."""
+    """In turn the best table for the scales, and the best scales for the table. Rows of any size count alike."""
     cells = Cells.of(values, many)
-    steps = np.sqrt(cells.seconds[:, -1] / cells.weights[:, -1])
-    levels: Float64Array | None = None
+    shares = (many / many.mean(axis=1, keepdims=True)).reshape(1, -1)
+    steps = sizes = root_mean_squares(cells)
+    levels = best_levels(_alike(values, shares, steps), entries)
     for _ in range(_ROUNDS):
-        unit = np.where(steps > 0, steps, 1.0)[:, None]
-        alike = Cells.of((values / unit).reshape(1, -1), (many * unit**2).reshape(1, -1))
-        levels = best_levels(alike, entries, levels)
-        steps = scales_for(cells, levels[0])
-    assert levels is not None
-    return Fitted(steps.astype(np.float32), levels[0].astype(np.float32))
+        steps = scales_for(cells, levels[0], steps)
+        levels = best_levels(_alike(values, shares, steps), entries, levels)
+    usual = float(np.median(steps[sizes > 0] / sizes[sizes > 0])) if sizes.any() else 1.0
+    return Fitted((steps / usual).astype(np.float32), (levels[0] * usual).astype(np.float32))
+
+
+def _alike(values: Float64Array, shares: Float64Array, steps: Float64Array) -> Cells:
+    unit = np.where(steps > 0, steps, 1.0)[:, None]
+    return Cells.of((values / unit).reshape(1, -1), shares)

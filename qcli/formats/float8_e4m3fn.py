@@ -8,7 +8,7 @@ from qcli.formats._small_float import SmallFloat
 
 
 class Float8E4M3FN(SmallFloat, frozen=True, kw_only=True):
-    """Numbers up to 448 with steps of an eighth of their power of two, and no infinity; stored as ONNX's FLOAT8E4M3FN."""
+    """Numbers up to 448 with steps of an eighth of their power of two, no infinity; stored as ONNX's FLOAT8E4M3FN."""
 
     default_bits: ClassVar[int] = 8
     least_bits: ClassVar[int] = 8

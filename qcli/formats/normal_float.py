@@ -14,8 +14,8 @@ class NormalFloat(TableFormat, frozen=True):
     """Levels that a normal distribution uses equally often, zero among them, from -1 to 1; `bits` from 2 to 8 (4).
 
     With 4 bits these are the levels of NF4. There is one level more above zero than below. Meant for blocks scaled by
-    their largest magnitude (range `minmax`); `mse` is better by a little. Source: Dettmers et al. 2023, "QLoRA", equation
-    4 and appendix E.
+    their largest magnitude (range `minmax`); `mse` is better by a little. Source: Dettmers et al. 2023, "QLoRA",
+    equation 4 and appendix E.
     """
 
     def table(self, grid: Grid) -> FloatArray:
@@ -27,4 +27,4 @@ class NormalFloat(TableFormat, frozen=True):
             for count in (half + 1, half)
         )
         table = np.array([*(-value for value in below), 0.0, *reversed(above)])
-        return (table / table.max()).astype(np.float32)
+        return np.asarray(table / table.max(), np.float32)

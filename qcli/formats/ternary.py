@@ -17,8 +17,8 @@ class Ternary(LearnedFormat, frozen=True):
 
     With the magnitudes of a group in descending order, keeping the first t at their mean a leaves an error that is
     smaller by (sum of the first t)**2 / t; the best t is found by trying them all. Needs about two bits and a scale for
-    each channel or block; accuracy is low unless the network was trained for it. Source: Li et al. 2016, "Ternary Weight
-    Networks", equations 3 to 5, whose approximate threshold this makes exact.
+    each channel or block; accuracy is low unless the network was trained for it. Source: Li et al. 2016, "Ternary
+    Weight Networks", equations 3 to 5, whose approximate threshold this makes exact.
     """
 
     default_bits: ClassVar[int] = 2

@@ -30,7 +30,7 @@ from qcli.graph.model import DataType, Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import cannot_raise, raise_opset
-from qcli.graph.packed import add_packed, is_packed, packed_opset, packed_type, stored_bits
+from qcli.graph.packed import add_packed, is_packed, native_type, packed_opset, packed_type, stored_bits
 from qcli.graph.save import save_model
 from qcli.graph.sharing import share_between_bodies
 from qcli.graph.switch import add_switch, choose_operand, choose_result, passed_on
@@ -66,6 +66,7 @@ __all__ = [
     "is_packed",
     "load_model",
     "make_node",
+    "native_type",
     "node_key",
     "normalize_graph",
     "note_types",

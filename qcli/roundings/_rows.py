@@ -31,9 +31,9 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
 
     `exact` float64 [groups, R, K]; `lowest` and `highest` are the codes that there are, `sizes` the steps in the unit
     of their row, all float64 [groups, R, K] or 1 in place of any of these. Where a row has one step, `sizes` is 1 and
-    the step is the unit. With a `table`, float64 [1, 1, L] or [groups, R, L], the codes are its numbers, ascending, and no
-    longer integers between the lowest and the highest. `answer` is None where nothing but linear operators is known to read the product, or where it
-    is only a part of it.
+    the step is the unit. With a `table`, float64 [1, 1, L] or [groups, R, L], the codes are its numbers, ascending, and
+    no integers between the lowest and the highest. `answer` is None where nothing but linear operators is known to read
+    the product, or where it is only a part of it.
     """
 
     exact: Float64Array
