@@ -7,13 +7,20 @@ import msgspec
 from qcli.errors import UsageError
 from qcli.graph import Node
 from qcli.layers import input_axis
+from qcli.plugins import choice_of
 from qcli.types import Entry, Grid
 
 _SMALLEST_BLOCK = 2
+_ONE_BIT = ("int1", "uint1")
+_BINARY = ("binary", "residual_binary")
 
 
 def check_layout(grid: Grid, where: str) -> None:
-    """Raises UsageError for a granularity that does not exist, or a block where there is none."""
+    """Raises UsageError for a granularity that does not exist, a block where there is none, or a single bit."""
+    name = choice_of(grid.format).name
+    if name in _ONE_BIT or (grid.bits == 1 and name not in _BINARY):
+        problem = f"{where}: one bit has two levels, which stand for weights only with a scale fitted to them"
+        raise UsageError(problem, f"use format {' or '.join(_BINARY)} with granularity channel or block")
     if grid.granularity not in ("tensor", "channel", "block"):
         raise UsageError(f"{where}: unknown granularity '{grid.granularity}'", "known: block, channel, tensor")
     if grid.granularity == "block" and grid.block is None:

@@ -76,7 +76,7 @@ def test_so_do_large_codebooks(bits: int) -> None:
 def test_the_optimum_is_that_of_the_literature() -> None:
     known = {2: 0.3634, 3: 0.1902, 4: 0.1175, 8: 0.03454, 16: 0.009497, 32: 0.002499}
     for entries, error in known.items():
-        assert optimum(entries) == pytest.approx(error, rel=2e-3)
+        assert optimum(entries) == pytest.approx(error, rel=3e-3)
 
 
 @pytest.mark.parametrize(
