@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
+from pathlib import Path
 from statistics import NormalDist
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,13 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from qcli.blocks import interval_of
+from qcli.configure import convert
 from qcli.errors import UsageError
 from qcli.formats._lloyd import best_levels, scales_for
 from qcli.formats._table import TableFormat
-from qcli.levels import Cells, middles, nearest_codes, nearest_in, real_values
-from qcli.plugins import create, names
+from qcli.granularity import scales_of
+from qcli.levels import Cells, code_bits, middles, nearest_codes, nearest_in, real_values
+from qcli.plugins import choice_of, create, names
+from qcli.recipe import load_recipe
 from qcli.tables import fitted_scale
 from qcli.types import Array, Grid, Interval, Scale, Spec
+from qcli.yaml_file import parse_yaml
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -57,8 +66,9 @@ def scale_of(grid: Grid, weight: Array, energies: Float64Array | None = None) ->
     number_format = create("formats", grid.format)
     if number_format.learned:
         return fitted_scale(weight, grid, number_format, energies)
-    farthest = np.abs(weight).max().astype(np.float64).reshape(1)
-    return number_format.scale(Interval(lower=-farthest, upper=farthest), grid)
+    find = partial(create("ranges", "mse").interval, grid=grid)
+    scale: Scale = number_format.scale(interval_of(weight, grid, find, energies=energies)[0], grid)
+    return scale
 
 
 @pytest.mark.parametrize("bits", range(2, 7))
@@ -301,3 +311,39 @@ def test_the_same_weights_give_the_same_table() -> None:
     weight = GAUSSIAN[: 1 << 14].reshape(64, -1)
     first, second = scale_of(grid, weight), scale_of(grid, weight.copy())
     assert np.array_equal(first.scale, second.scale) and np.array_equal(first.levels, second.levels)
+
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `(\{format: .*?\})` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, flags=re.M)
+
+
+def written_row(grid: Grid) -> tuple[str, ...]:
+    """The bits of a code in the file, levels, error on normal numbers, the least for so many levels, and 2**-2b."""
+    number_format = create("formats", grid.format)
+    weight = GAUSSIAN[: 1 << 16].reshape(256, 256)
+    axis = None if grid.granularity == "tensor" else 1 if grid.block else 0
+    entries = number_format.entries(grid)
+    laid = msgspec.structs.replace(grid, axis=axis)
+    bits = code_bits(entries) + number_format.side_bits(laid, scales_of(laid, weight.shape)) / weight.size
+    least = optimum(entries) if entries <= 64 else np.pi * np.sqrt(3) / 2 / entries**2
+    shown = (relative_error(laid, weight), least, entries**-2.0)
+    return f"{bits:.2f}", str(entries), *(f"{number:.2g}" for number in shown)
+
+
+def test_the_page_has_a_row_for_every_format() -> None:
+    assert {choice_of(parse_yaml(grid, "row")["format"]).name for grid, *_ in ROWS} == set(TABLES)
+
+
+@pytest.mark.parametrize(("grid", "shown"), [(grid, shown) for grid, *shown in ROWS], ids=[row[0] for row in ROWS])
+def test_the_figures_of_the_page_are_right(grid: str, shown: list[str]) -> None:
+    found = written_row(convert(parse_yaml(grid, "row"), Grid, where="row"))
+    assert [float(item) for item in shown] == pytest.approx([float(item) for item in found], rel=0.03)
+
+
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("text", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_examples_of_the_page_are_recipes(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe(str(tmp_path / "recipe.yaml")).rules
