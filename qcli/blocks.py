@@ -41,10 +41,10 @@ def interval_of(
 
     if grid.block is None:
         joined = 0
-        found = [ends(weight[part], grid.axis, _of(energies, part)) for part in _parts(weight, grid.axis)]
+        found = [ends(weight[part], grid.axis, _of(energies, part)) for part in parts_of(weight, grid.axis)]
     else:
-        joined = _across(grid.axis, weight.ndim)
-        found = [_block_ends(weight[part], _of(energies, part), grid, ends) for part in _parts(weight, joined)]
+        joined = across(grid.axis, weight.ndim)
+        found = [_block_ends(weight[part], _of(energies, part), grid, ends) for part in parts_of(weight, joined)]
     lower, upper, dead = (np.concatenate(parts, axis=joined) for parts in zip(*found, strict=True))
     return Interval(lower=lower, upper=upper), dead
 
@@ -79,7 +79,7 @@ def _of(energies: Float64Array | None, part: tuple[slice, ...]) -> Float64Array 
     return None if energies is None else energies[part]
 
 
-def _across(axis: int | None, rank: int) -> int:
+def across(axis: int | None, rank: int) -> int:
     """An axis that a weight can be cut along without cutting blocks, which lie along `axis`."""
     return 0 if axis != 0 or rank < 2 else rank - 1
 
@@ -102,10 +102,10 @@ def fitted(weight: FloatArray, scale: Scale, rounding: object, floor: Array) -> 
     """The scale that a rounding makes of it for this weight; no step is below `floor`, which has its shape."""
     if not isinstance(rounding, ScaleFitting):
         return scale
-    axis = _across(scale.axis, weight.ndim) if scale.block is not None else scale.axis
+    axis = across(scale.axis, weight.ndim) if scale.block is not None else scale.axis
     found = [
         rounding.fitted(weight[part], _scale_of(scale, part, axis or 0))
-        for part in _parts(weight, axis if weight.ndim else None)
+        for part in parts_of(weight, axis if weight.ndim else None)
     ]
     joined = 0 if scale.block is None else axis or 0
     steps, zeros = (
@@ -117,8 +117,8 @@ def fitted(weight: FloatArray, scale: Scale, rounding: object, floor: Array) -> 
 
 def rounded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scale], Array]) -> Array:
     """The codes of a weight. Roundings treat each output channel by itself."""
-    axis = _across(scale.axis, weight.ndim) if scale.block is not None else scale.axis or 0
-    parts = tuple(_parts(weight, axis if weight.ndim else None))
+    axis = across(scale.axis, weight.ndim) if scale.block is not None else scale.axis or 0
+    parts = tuple(parts_of(weight, axis if weight.ndim else None))
     if len(parts) == 1:
         return encode(weight, scale)
     codes = np.empty(weight.shape, scale.dtype)
@@ -127,7 +127,7 @@ def rounded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scal
     return codes
 
 
-def _parts(weight: Array, axis: int | None) -> Iterator[tuple[slice, ...]]:
+def parts_of(weight: Array, axis: int | None) -> Iterator[tuple[slice, ...]]:
     """Slices along an axis that cover the weight; a single one where it is small or there is no axis."""
     everything = (slice(None),) * weight.ndim
     if axis is None or weight.nbytes <= _BLOCK_BYTES:
@@ -143,4 +143,10 @@ def _scale_of(scale: Scale, part: tuple[slice, ...], axis: int) -> Scale:
     if scale.axis is None:
         return scale
     channels = part if scale.block is not None else part[axis]
-    return msgspec.structs.replace(scale, scale=scale.scale[channels], zero_point=scale.zero_point[channels])
+    own = scale.levels is not None and scale.levels.ndim > 1
+    return msgspec.structs.replace(
+        scale,
+        scale=scale.scale[channels],
+        zero_point=scale.zero_point[channels],
+        levels=scale.levels[channels] if own and scale.levels is not None else scale.levels,
+    )

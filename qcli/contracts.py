@@ -96,7 +96,9 @@ class Range(Protocol):
 class Format(Protocol):
     """A number format: what its levels are and which type their codes have in QuantizeLinear.
 
-    `min_opset` is the operator set from which QuantizeLinear takes it.
+    `min_opset` is the operator set from which QuantizeLinear takes it. One whose levels are not evenly spaced is a
+    `TableFormat` (`qcli/formats/_table.py`), which has an attribute `uniform` that is false: integer kernels multiply
+    none of its codes.
     """
 
     @property

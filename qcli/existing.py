@@ -33,17 +33,30 @@ def _found(model: Model) -> Iterator[str]:
 
 
 def decodes(node: Node) -> bool:
-    """True for a Cast of a constant weight: of packed integers, or of others to float, as `weight_only` writes it."""
+    """True for a Cast of a constant weight, as `weight_only` and `lookup_table` write it.
+
+    Of packed integers or small floats, of others to float, or of bytes to places in a table.
+    """
     codes = constant_of(node.inputs[0]) if node.op_type == "Cast" and "to" in node.attributes else None
-    if codes is None or codes.ndim < 2:
+    if codes is None or codes.ndim < 1:
         return False
+    target = node.attributes["to"].value
+    if codes.dtype.name == "uint8" and target == _PLACES and codes.size >= _FEWEST_PLACES:
+        return True
     integers = codes.dtype.kind in "iu" and codes.dtype.itemsize <= _WIDEST
-    return is_packed(codes) or (integers and node.attributes["to"].value in _FLOATS)
+    small = is_packed(codes) or codes.dtype.name.startswith("float8")
+    return codes.ndim > 1 and (small or (integers and target in _FLOATS))
 
 
 _WIDEST = 2
 """Bytes of a code. Wider integers are indices and the like."""
 
+
+_PLACES = 6
+"""ONNX's number for int32, which Gather wants."""
+
+_FEWEST_PLACES = 32
+"""Bytes that are cast to int32 and are fewer are shapes and the like."""
 
 _FLOATS = (1, 10, 11, 16)
 """ONNX's numbers for float32, float16, float64 and bfloat16."""

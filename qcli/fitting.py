@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qcli.errors import UsageError
+from qcli.levels import is_uniform
 from qcli.plugins import choice_of, create, load
 from qcli.recipe import Recipe
 from qcli.types import Entry, Role, Site, Spec
@@ -19,10 +20,25 @@ def check_ranges(entries: Iterable[Entry]) -> None:
         if entry.site.role is not Role.WEIGHT and getattr(create("ranges", entry.range), "weighted", False):
             problem = f"{entry.because}: '{entry.site.value}' is no weight, and only those have weighted ranges"
             raise UsageError(problem, "add match: {role: weight} to the rule")
+        _check_levels(entry, named)
         reason = _no_logits(entry.site) if needs_rows(entry.range) else ""
         if reason:
             problem = f"{entry.because}: '{named}' is for logits; '{entry.site.value}' {reason}"
             raise UsageError(problem, _HINT)
+
+
+def _check_levels(entry: Entry, named: str) -> None:
+    """Some ranges reckon with evenly spaced levels; formats that learn their table need none at all."""
+    if entry.site.role is not Role.WEIGHT or named in _FOR_TABLES or is_uniform(entry.grid):
+        return
+    if not create("formats", entry.grid.format).learned:
+        problem = f"{entry.because}: the range '{named}' reckons with evenly spaced levels"
+        hint = f"for {choice_of(entry.grid.format).name} use {', '.join(_FOR_TABLES[:-1])} or {_FOR_TABLES[-1]}"
+        raise UsageError(problem, hint)
+
+
+_FOR_TABLES = ("mse", "minmax", "percentile", "fixed")
+"""Ranges that say nothing about levels, or that measure those that there are."""
 
 
 def check_rules(recipe: Recipe, entries: Iterable[Entry]) -> None:

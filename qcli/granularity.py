@@ -9,21 +9,27 @@ import msgspec
 from qcli.errors import UsageError
 from qcli.graph import Node
 from qcli.layers import input_axis
-from qcli.plugins import create, names
+from qcli.plugins import choice_of, create, names
 from qcli.scale_forms import form_of, scale_bits
-from qcli.types import Entry, Grid
+from qcli.types import Entry, Grid, Spec
 
 _SMALLEST_BLOCK = 2
+_ONE_BIT = ("int1", "uint1")
+_BINARY = ("binary", "residual_binary")
 
 
-def is_unscaled(number_format: str) -> bool:
+def is_unscaled(number_format: Spec) -> bool:
     """True for a format whose codes are the numbers themselves, such as float16."""
-    known = number_format in names("formats")  # int32, that of biases, is none
+    known = choice_of(number_format).name in names("formats")  # int32, that of biases, is none
     return known and bool(getattr(create("formats", number_format), "unscaled", False))
 
 
 def check_layout(grid: Grid, where: str) -> None:
-    """Raises UsageError for a granularity that does not exist, or a block where there is none."""
+    """Raises UsageError for a granularity that does not exist, a block where there is none, or a single bit."""
+    name = choice_of(grid.format).name
+    if name in _ONE_BIT or (grid.bits == 1 and name not in _BINARY):
+        problem = f"{where}: one bit has two levels, which stand for weights only with a scale fitted to them"
+        raise UsageError(problem, f"use format {' or '.join(_BINARY)} with granularity channel or block")
     if grid.granularity not in ("tensor", "channel", "block"):
         raise UsageError(f"{where}: unknown granularity '{grid.granularity}'", "known: block, channel, tensor")
     if grid.granularity == "block" and grid.block is None:
@@ -84,7 +90,7 @@ def bits_of_scales(grid: Grid, shape: tuple[int, ...]) -> float:
 
 def with_width(grid: Grid, width: int) -> Grid | None:
     """The grid with codes of another width; None for a grid whose levels are no integers of at most 8 bits."""
-    found = _INTEGERS.fullmatch(grid.format)
+    found = _INTEGERS.fullmatch(choice_of(grid.format).name)
     if found is None or int(found[2]) > _BYTE:
         return None
     return msgspec.structs.replace(grid, format=f"{found[1]}{width}", bits=None)

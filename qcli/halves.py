@@ -10,7 +10,7 @@ from qcli.conversion import Convert
 from qcli.errors import NothingToDoError
 from qcli.granularity import is_unscaled
 from qcli.graph import HALF_TYPES, Model, constant_of, node_key, weight_floats
-from qcli.plugins import create
+from qcli.plugins import choice_of, create
 from qcli.types import Array, Grid, Interval, Plan
 
 _BLOCK = 1 << 20
@@ -34,7 +34,9 @@ def beyond(array: Array, grid: Grid) -> str | None:
 
 def refuse_done(source: Model, plan: Plan, convert: Convert | None) -> None:
     """Raises NothingToDoError if the model has in 16 bits already all that was to have them."""
-    wanted = {entry.grid.format for entry in plan.entries} | ({convert.to} if convert is not None else set())
+    wanted = {choice_of(entry.grid.format).name for entry in plan.entries} | (
+        {convert.to} if convert is not None else set()
+    )
     if wanted == weight_floats(source) and wanted <= set(HALF_TYPES):
         hint = "it is as small as it gets so; take int8-weights or int8 for less"
         raise NothingToDoError(f"the model's weights are {wanted.pop()} already", hint)
@@ -46,9 +48,10 @@ def doubts_about_halves(plan: Plan, model: Model, _: object = None) -> list[str]
     found: dict[str, dict[str, None]] = {}
     for entry in plan.entries:
         if is_unscaled(entry.grid.format):
+            name = choice_of(entry.grid.format).name
             weight = constant_of(nodes[entry.site.node].inputs[entry.site.operand])
-            if weight is not None and lost(weight, entry.grid.format) > _MATTERS:
-                found.setdefault(entry.grid.format, {})[entry.site.value] = None
+            if weight is not None and lost(weight, name) > _MATTERS:
+                found.setdefault(name, {})[entry.site.value] = None
     return [
         f"{len(values)} weights are so small that {name} rounds away more than 1 % of them: "
         f"{', '.join(list(values)[:_NAMED])}; keep their nodes float, or store them as bfloat16"

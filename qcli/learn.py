@@ -13,7 +13,8 @@ import numpy.typing as npt
 from qcli.contracts import along
 from qcli.errors import InputError
 from qcli.graph import Model, Node, constant_of, node_key
-from qcli.plugins import create
+from qcli.levels import is_uniform, nearest_codes, real_values
+from qcli.plugins import choice_of, create
 from qcli.responses import response_of
 from qcli.roundings._learned import LearnedRounding, Moments
 from qcli.roundings._quadratic import damped, error_of, refitted, refitted_parts
@@ -90,7 +91,17 @@ def _verdicts(plan: Plan, model: Model) -> Iterator[tuple[Entry, str]]:
             yield entry, "as several nodes read them"
         else:
             product = entry.site.operand == 1 and window_of(node, _LARGEST) is not None
-            yield entry, "" if product else f"as this form of {entry.site.op} is no product of patches"
+            yield entry, _beyond(entry) if product else f"as this form of {entry.site.op} is no product of patches"
+
+
+def _beyond(entry: Entry) -> str:
+    """Why a rounding cannot choose among the levels of a table, or nothing."""
+    if is_uniform(entry.grid):
+        return ""
+    if not rounding_of(entry).takes_tables:
+        return f"as {choice_of(entry.rounding).name} knows evenly spaced levels only"
+    own = getattr(create("formats", entry.grid.format), "shares", None)
+    return "as its blocks have tables of their own" if entry.grid.block and own and not own(entry.grid) else ""
 
 
 def whose_weights_are_shared(plan: Plan) -> set[str]:
@@ -167,10 +178,22 @@ class Problem:
         lowest, highest = (np.broadcast_to(end - zero, shape) for end in (scale.lowest, scale.highest))
         unit = steps.max(axis=2, keepdims=True)
         exact, answer = (self.weight if target is None else target) / steps, self._answer(unit[..., 0])
-        return Rows(exact=exact, lowest=lowest, highest=highest, sizes=steps / unit, answer=answer)
+        table = self._table(scale)
+        return Rows(exact=exact, lowest=lowest, highest=highest, sizes=steps / unit, table=table, answer=answer)
+
+    def _table(self, scale: Scale) -> Float64Array | None:
+        """The levels of the rows, [1, 1, L] or [groups, R, L]; None where they are evenly spaced."""
+        if scale.levels is None or scale.levels.ndim == 1:
+            return None if scale.levels is None else scale.levels.astype(np.float64).reshape(1, 1, -1)
+        numbered = np.arange(scale.scale.size).reshape(scale.scale.shape)
+        tables = along(msgspec.structs.replace(scale, zero_point=numbered), self._shape)[1]
+        levels = scale.levels.astype(np.float64)
+        return levels[self._along(tables, scale)[..., 0].astype(np.intp)]
 
     def stored(self, codes: Array, scale: Scale) -> Float64Array:
         """The inverse of `codes`."""
+        if scale.levels is not None:
+            return np.asarray(rows_of(self._node, real_values(codes, _without_steps(scale)), self._window), np.float64)
         zero = along(scale, self._shape)[1]
         return np.asarray(rows_of(self._node, codes.astype(np.float64) - zero, self._window), np.float64)
 
@@ -231,7 +254,13 @@ class Problem:
     def codes(self, codes: Float64Array, scale: Scale) -> Array:
         """Codes [groups, R, K] without zero points as the layer stores them."""
         whole = weight_of(self._node, codes, self._window, self._shape)
+        if scale.levels is not None:
+            return nearest_codes(whole, _without_steps(scale))
         return np.asarray(whole + along(scale, self._shape)[1], scale.dtype)
+
+
+def _without_steps(scale: Scale) -> Scale:
+    return msgspec.structs.replace(scale, scale=np.ones_like(scale.scale))
 
 
 def rounding_of(entry: Entry) -> LearnedRounding:

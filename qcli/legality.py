@@ -8,6 +8,7 @@ import numpy as np
 
 from qcli.granularity import is_unscaled
 from qcli.graph import Node, constant_of, dimensions, is_constant
+from qcli.levels import is_uniform
 from qcli.plugins import choice_of, create
 from qcli.targets._support import Support
 from qcli.types import Array, Entry, Grid
@@ -40,9 +41,13 @@ def illegal(node: Node, support: Support) -> str | None:
 def no_form(entry: Entry, node: Node, operands: Sequence[int]) -> str | None:
     """Why a node that reads weights at these operands cannot have the encoding of `entry`, or None if it can.
 
-    Encodings that any node takes have none of it.
+    Encodings that any node takes have none of it; levels that are not evenly spaced are decoded through a table.
     """
     name = choice_of(entry.encoding).name
+    if not is_uniform(entry.grid):
+        return None if name == TABLE else f"{UNEVEN} multiplies {choice_of(entry.grid.format).name}"
+    if name == TABLE:
+        return f"{choice_of(entry.grid.format).name} needs no table: its levels are evenly spaced"
     if name == "dynamic":
         return not_dynamic(node, operands, entry.grid)
     if name == "matmul_nbits":
@@ -65,6 +70,13 @@ def not_as_numbers(entry: Entry) -> str | None:
     return "onnxruntime computes its Cast when it loads the model, whatever the file says" if runs else None
 
 
+TABLE = "lookup_table"
+"""The encoding of levels that are not evenly spaced, and of no others."""
+
+UNEVEN = "no integer kernel"
+"""What is said of such a format, with what that does not do."""
+
+
 def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
     """Why a node that reads weights at these operands, on this grid, has no dynamic form, or None."""
     data = node.inputs[0] if node.inputs else None
@@ -72,8 +84,10 @@ def not_dynamic(node: Node, operands: Sequence[int], grid: Grid) -> str | None:
         return "its data is not float32"
     if grid.block is not None:
         return "no dynamic kernel takes weights in blocks"
+    if not is_uniform(grid):
+        return f"{UNEVEN} multiplies {choice_of(grid.format).name}"
     if is_unscaled(grid.format) or np.iinfo(create("formats", grid.format).dtype).bits > _BYTE:
-        return f"no dynamic kernel takes {grid.format} weights"
+        return f"no dynamic kernel takes {choice_of(grid.format).name} weights"
     if node.op_type == "Attention" and node.domain == "com.microsoft":
         return _attention(node, operands)
     if node.domain not in ("", "ai.onnx"):
@@ -123,7 +137,7 @@ def _not_in_nbits(node: Node, operands: Sequence[int], grid: Grid) -> str | None
     if grid.block not in _NBITS_BLOCKS:
         return f"MatMulNBits takes weights in blocks of {', '.join(map(str, _NBITS_BLOCKS))}"
     if int(create("formats", grid.format).bits(grid)) > _BYTE:
-        return f"MatMulNBits takes no {grid.format} weights"
+        return f"MatMulNBits takes no {choice_of(grid.format).name} weights"
     others = any(not _is_product(reader) or operand != 1 for reader, operand in weight.uses())
     if others or weight.is_graph_output():
         return "something else than a product reads its weight too"
@@ -142,7 +156,7 @@ def _not_fetched_in_blocks(node: Node, grid: Grid) -> str | None:
         return f"GatherBlockQuantized takes whole blocks of {', '.join(map(str, _NBITS_BLOCKS))}"
     bits = int(create("formats", grid.format).bits(grid))
     if not _NIBBLE // 2 < bits <= _BYTE:
-        return f"GatherBlockQuantized takes no {grid.format} weights"
+        return f"GatherBlockQuantized takes no {choice_of(grid.format).name} weights"
     others = any(reader.op_type != "Gather" or operand or _int(reader, "axis") for reader, operand in table.uses())
     return "something else fetches its table or multiplies by it too" if others or table.is_graph_output() else None
 

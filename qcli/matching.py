@@ -12,6 +12,7 @@ import msgspec
 from qcli.errors import UsageError, did_you_mean
 from qcli.granularity import is_unscaled, no_blocks
 from qcli.graph import Model, Node, Value, constant_of, dimensions, is_constant, node_key, original_name
+from qcli.levels import is_uniform
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe, SourcedRule
 from qcli.types import Entry, Grid, Match, Role, Site
@@ -38,7 +39,8 @@ class RuleBook:
                 return f"no rule gives its {role.value} a grid"
             if decided.rule.keep is not None:
                 return f"{decided.origin} keeps it float"
-        return self._kept_by_result(node) or self._encoded_otherwise(node) or self._unmultiplied(node)
+
+        return self._kept_by_result(node) or self._encoded_otherwise(node) or self._beyond_kernels(node)
 
     def kept(self, node: Node) -> str | None:
         """The rule that keeps a node float in so many words, or None."""
@@ -103,19 +105,19 @@ class RuleBook:
                 return f"{decided.origin} wants it {choice_of(encoding).name}"
         return None
 
-    def _unmultiplied(self, node: Node) -> str | None:
-        """A rule that gives the weight blocks, where they fit, or floats of 16 bits."""
+    def _beyond_kernels(self, node: Node) -> str | None:
+        """A rule that gives the weight uneven levels, floats of 16 bits, or blocks where they fit."""
         array = constant_of(node.inputs[1]) if Role.WEIGHT in self._roles(node) else None
         decided = self._last(node, Role.WEIGHT, lambda rule: rule.rule.grid is not None)
         grid = decided.rule.grid if decided is not None else None
         if array is None or decided is None or grid is None:
             return None
-        if is_unscaled(grid.format):
-            return f"{decided.origin} gives it a {grid.format} weight, which no integer kernel multiplies"
-        if grid.granularity != "block":
+        if is_unscaled(grid.format) or not is_uniform(grid):
+            named = choice_of(grid.format).name
+            return f"{decided.origin} makes its weight {named}, which no integer kernel multiplies"
+        if grid.granularity != "block" or no_blocks(node, 1, array.shape, grid.block) is not None:
             return None
-        fits = no_blocks(node, 1, array.shape, grid.block) is None
-        return f"{decided.origin} gives its weight blocks, which no static kernel multiplies" if fits else None
+        return f"{decided.origin} gives its weight blocks, which no static kernel multiplies"
 
     def _last_of(self, nodes: tuple[Node, ...], site: Site, says: Callable[[SourcedRule], bool]) -> SourcedRule | None:
         for sourced in reversed(self._rules):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qcli.granularity import is_unscaled, with_width
-from qcli.plugins import create
+from qcli.legality import TABLE
+from qcli.levels import is_uniform
+from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
 from qcli.suitability import decoded_there
 from qcli.targets._support import Traits, traits_of
@@ -52,8 +54,18 @@ def _opset_of(spec: Spec, grid: Grid) -> int:
     encoding, number_format = create("encodings", spec), create("formats", grid.format)
     if is_unscaled(grid.format):
         return int(number_format.min_opset)
+    if not is_uniform(grid):
+        return _table_opset(spec, grid)
     written = encoding.min_opset(number_format.bits(grid), grid.granularity)
     return int(max(written, number_format.min_opset if encoding.calibrated else 1))
+
+
+def _table_opset(spec: Spec, grid: Grid) -> int:
+    """That of the table that levels which are not evenly spaced are decoded by, whatever encoding was asked for."""
+    named, number_format = choice_of(spec).name, create("formats", grid.format)
+    table = create("encodings", spec if named == TABLE else TABLE)
+    bits = number_format.bits(grid)
+    return int(max(table.opset_of(number_format.entries(grid), bits, grid.granularity), number_format.min_opset))
 
 
 def _covers(rule: Rule, role: Role) -> bool:

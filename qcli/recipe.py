@@ -300,8 +300,8 @@ def _check_plugins(recipe: Recipe) -> None:
             if named is not None:
                 create(kind, named)
         if rule.grid is not None:
-            create("formats", rule.grid.format)
             check_layout(rule.grid, sourced.origin)
+            create("formats", rule.grid.format)
 
 
 def _check_steps(recipe: Recipe) -> None:

@@ -17,12 +17,15 @@ from qcli.energies import energies_of, energy_requests
 from qcli.graph import Model, Node, constant_of, node_key
 from qcli.layers import bias_layer
 from qcli.learn import inputs_of, learned, learned_requests, learns
+from qcli.levels import is_uniform
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
 from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.plugins import create
 from qcli.scale_forms import as_stored
+from qcli.scales import equal, same_levels, union, unsigned
 from qcli.statistics import Statistics
+from qcli.tables import table_of
 from qcli.targets._support import traits_of
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
 
@@ -131,10 +134,10 @@ class _Solver:
         for entry in entries:
             shared.setdefault(groups.get(entry.site.value, entry.site.value), []).append(intervals[site_key(entry)])
         for entry in entries:
-            interval = _union(shared[groups.get(entry.site.value, entry.site.value)])
+            interval = union(shared[groups.get(entry.site.value, entry.site.value)])
             if not self._is_activation(entry):
                 interval = intervals[site_key(entry)]
-            scale = _unsigned(create("formats", entry.grid.format).scale(interval, entry.grid), self._unsigned)
+            scale = unsigned(create("formats", entry.grid.format).scale(interval, entry.grid), wanted=self._unsigned)
             self.solution.scales[site_key(entry)] = scale
             array = self._constant(entry)
             if array is not None:
@@ -156,8 +159,8 @@ class _Solver:
             key = site_key(entry)
             if self._is_activation(entry):
                 group, scale = groups.get(entry.site.value, entry.site.value), by_value.get(entry.site.value)
-                fits = scale is not None and _same_levels(scale, self.solution.scales[key])
-                agrees = scales.setdefault(group, scale) is scale or _equal(scales[group], scale)
+                fits = scale is not None and same_levels(scale, self.solution.scales[key])
+                agrees = scales.setdefault(group, scale) is scale or equal(scales[group], scale)
                 scales[group] = scale if fits and agrees else None
             elif before.get(key) == entry:
                 self.solution.scales[key] = known.solution.scales[key]
@@ -183,8 +186,10 @@ class _Solver:
     def _weight(self, entries: list[Entry]) -> tuple[Scale, Array | Deferred]:
         entry = entries[0]
         weight = self._weight_array(entry)
-        find = partial(create("ranges", entry.range).interval, grid=entry.grid)
         energies = energies_of(self._nodes[entry.site.node], self._energies.get(entry.site.node), self._statistics)
+        if not is_uniform(entry.grid):
+            return self._coded(entries, table_of(weight, entry, energies, thin=self._large))
+        find = partial(create("ranges", entry.range).interval, grid=entry.grid)
         interval, dead = interval_of(weight, entry.grid, find, thin=self._large, energies=energies)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
@@ -192,8 +197,13 @@ class _Solver:
         signed = self._unsigned and scale.dtype == "uint8" and scale.highest <= _EITHER
         widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
         widened = as_stored(fitted(weight, widened, create("roundings", entry.rounding), floor), entry.grid.scales)
-        learned_codes = self._learn(entries, widened, floor)
-        return learned_codes if learned_codes is not None else (widened, self._codes(entry, widened))
+        return self._coded(entries, widened, floor)
+
+    def _coded(
+        self, entries: list[Entry], scale: Scale, floor: Float64Array | None = None
+    ) -> tuple[Scale, Array | Deferred]:
+        learned_codes = self._learn(entries, scale, np.zeros(scale.scale.shape) if floor is None else floor)
+        return learned_codes if learned_codes is not None else (scale, self._codes(entries[0], scale))
 
     def _learn(self, entries: list[Entry], scale: Scale, floor: Float64Array) -> tuple[Scale, Array] | None:
         """The codes that serve the samples best, and their scale.
@@ -304,37 +314,6 @@ class _Solver:
             if entry.site.role is Role.BIAS and self._layer_of(entry) is node:
                 return self._constant(entry)
         return None
-
-
-def _unsigned(scale: Scale, wanted: bool) -> Scale:
-    """The same real numbers with unsigned codes of 8 bits, for which onnxruntime has more kernels, where `wanted`."""
-    if scale.dtype != "int8" or not wanted:
-        return scale
-    shift = scale.highest + 1
-    return msgspec.structs.replace(
-        scale,
-        zero_point=scale.zero_point + shift,
-        lowest=scale.lowest + shift,
-        highest=scale.highest + shift,
-        dtype="uint8",
-    )
-
-
-def _same_levels(first: Scale, second: Scale) -> bool:
-    ends = (first.dtype, first.lowest, first.highest)
-    return ends == (second.dtype, second.lowest, second.highest)
-
-
-def _equal(first: Scale | None, second: Scale | None) -> bool:
-    if first is None or second is None:
-        return False
-    same = np.array_equal(first.scale, second.scale) and np.array_equal(first.zero_point, second.zero_point)
-    return same and _same_levels(first, second)
-
-
-def _union(intervals: list[Interval]) -> Interval:
-    lower = np.min([interval.lower for interval in intervals], axis=0)
-    return Interval(lower=lower, upper=np.max([interval.upper for interval in intervals], axis=0))
 
 
 def tied(plan: Plan) -> dict[str, str]:

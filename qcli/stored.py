@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +17,8 @@ from qcli.granularity import bits_of_scales, is_unscaled, laid_out, scales_of
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
 from qcli.halves import beyond
 from qcli.layers import weight_operands
-from qcli.legality import no_form
+from qcli.legality import TABLE, UNEVEN, no_form
+from qcli.levels import code_bits, is_uniform
 from qcli.matching import RuleBook
 from qcli.plugins import choice_of, create
 from qcli.types import Entry, Grid, KeptFloat, Role, Site, Spec
@@ -78,9 +80,10 @@ def _entries(
             reasons[node_key(node)] = f"its weight {unstorable}"
             continue
         scales = scales_of(entry.grid, array.shape)
-        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= bits_of_scales(entry.grid, array.shape) + 8 * _OVERHEAD:
+        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _beside(entry.grid, array.shape) + 8 * _OVERHEAD:
             small = "its blocks are" if entry.grid.block is not None and scales > array.size // 4 else "its weight is"
-            reasons[node_key(node)] = f"{small} too small for integers to save bytes"
+            what = "integers" if is_uniform(entry.grid) else f"the tables and codes of {_named(entry.grid)}"
+            reasons[node_key(node)] = f"{small} too small for {what} to save bytes"
             continue
         yield entry
 
@@ -92,9 +95,18 @@ def _as_numbers(entry: Entry) -> Entry:
     return msgspec.structs.replace(entry, range="minmax", rounding="nearest")
 
 
-def _bits(grid: Grid) -> int:
+def _bits(grid: Grid) -> float:
     """The bits that a code takes in the file."""
+    if not is_uniform(grid):
+        return code_bits(create("formats", grid.format).entries(grid))
     return stored_bits(int(create("formats", grid.format).bits(grid)))
+
+
+def _beside(grid: Grid, shape: tuple[int, ...]) -> float:
+    """The bits that scales and tables take in the file."""
+    if is_uniform(grid):
+        return bits_of_scales(grid, shape)
+    return float(create("formats", grid.format).side_bits(grid, scales_of(grid, shape)))
 
 
 _FLOAT_BITS = 32
@@ -117,12 +129,25 @@ def _is_dynamic(entry: Entry) -> bool:
 def _encoded(entry: Entry, node: Node, operands: list[int], unfit: Mapping[str, str]) -> Entry:
     """The entry with an encoding that the node can have: the one that was asked for if it fits, or weight-only."""
     asked = choice_of(entry.encoding).name
+    if not is_uniform(entry.grid):
+        return entry if asked == TABLE else _in_table(entry, asked)
     if asked == "weight_only":
         return entry
+    if asked == TABLE:
+        return _stored_only(entry, no_form(entry, node, operands) or "")
     if asked not in _OWN_FORMS:
         return _stored_only(entry, "stored only, no integer kernel multiplies it")
     misfit = _misfit(entry, node, operands, unfit)
     return entry if misfit is None else _stored_only(entry, f"not {asked}: {misfit}")
+
+
+def _in_table(entry: Entry, asked: str) -> Entry:
+    """The entry as a table that is looked up; it is decoded when it would have been."""
+    named = choice_of(entry.grid.format).name
+    reason = "" if asked == "weight_only" else f"; not {asked}: {UNEVEN} multiplies {named}"
+    decode = choice_of(entry.encoding).options.get("decode") if asked == "weight_only" else None
+    spec: Spec = {TABLE: {"decode": decode}} if decode is not None else TABLE
+    return msgspec.structs.replace(entry, encoding=spec, because=f"{entry.because}{reason}")
 
 
 _OWN_FORMS = ("dynamic", "matmul_nbits")
@@ -132,7 +157,8 @@ _OWN_FORMS = ("dynamic", "matmul_nbits")
 def _stored_only(entry: Entry, reason: str) -> Entry:
     """The entry in an encoding that every node takes, packed if the one that was asked for is."""
     asked = choice_of(entry.encoding).options
-    spec: Spec = {"weight_only": {"pack": asked["pack"]}} if "pack" in asked else "weight_only"
+    passed: dict[str, Any] = {key: asked[key] for key in ("pack", "decode") if key in asked}
+    spec: Spec = {"weight_only": passed} if passed else "weight_only"
     return msgspec.structs.replace(entry, encoding=spec, because=f"{entry.because}; {reason}")
 
 
@@ -160,7 +186,7 @@ def _without_float_readers(
     for entry in found:
         value = values.get(entry.site.value)
         reader = _uncovered(value, covered) if value is not None else None
-        if reader is None or choice_of(entry.encoding).name != "weight_only":
+        if reader is None or choice_of(entry.encoding).name not in ("weight_only", TABLE):
             kept.append(entry)
         else:
             reasons[entry.site.node] = f"its weight is also needed in float by {reader}"
@@ -187,7 +213,9 @@ def described(kept: KeptFloat, stored: Stored) -> KeptFloat:
 
 
 def _named(grid: Grid) -> str:
-    return grid.format if grid.block is None else f"{grid.format} in blocks of {grid.block}"
+    name = choice_of(grid.format).name
+    named = name if grid.bits is None or is_uniform(grid) else f"{name} of {grid.bits} bits"
+    return named if grid.block is None else f"{named} in blocks of {grid.block}"
 
 
 def _site(node: Node, operand: int, value: Value) -> Site:

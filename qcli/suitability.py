@@ -61,14 +61,15 @@ def check_entries(entries: Iterable[Entry], spec: Spec) -> None:
         if role == "activation" and entry.grid.granularity != "tensor":
             raise UsageError(f"{entry.because}: activations have one scale for each tensor", "use granularity: tensor")
         allowed = target.formats(role)
-        if entry.grid.format not in allowed:
+        named = choice_of(entry.grid.format).name
+        if named not in allowed:
             raise UsageError(
-                f"{entry.because}: the target {spec} has no kernel for {entry.grid.format} as {entry.site.role.value}",
+                f"{entry.because}: the target {spec} has no kernel for {named} as {entry.site.role.value}",
                 f"use {' or '.join(allowed[:_SUGGESTED])}",
             )
         unwritten = not_as_numbers(entry)
         if unwritten is not None:
-            where = f"'{entry.site.value}' in {entry.grid.format}"
+            where = f"'{entry.site.value}' in {named}"
             raise UsageError(f"{entry.because}: {where}: {unwritten}", "use encoding: {weight_only: {decode: load}}")
         problem = _misfit(entry, role, target, traits)
         if problem is not None:

@@ -109,7 +109,7 @@ class Grid(Noun, frozen=True, kw_only=True):
     weight [384, 10] in blocks of 32 has axis 0 and a scale of shape [12, 10].
     """
 
-    format: str = "int8"
+    format: Spec = "int8"
     symmetric: bool = True
     granularity: str = "tensor"
     block: int | None = None
@@ -255,12 +255,19 @@ class Interval(Noun, frozen=True, kw_only=True):
 
 
 class Scale(Noun, frozen=True, kw_only=True):
-    """A grid made concrete: real = (code - zero_point) * scale.
+    """A grid made concrete: real = (code - zero_point) * scale, or levels[code] * scale where there are `levels`.
 
     `scale` float32 and `zero_point` int64, both of shape [channels] ([1] with `axis` None). With `block`, both have the
     shape of the weight except along `axis`, where one number stands for each run of `block` weights; the last run may
     be shorter, as in DequantizeLinear of operator set 21. Where `form` stores scales as codes, `units` is what these
     are multiplied by, with the shape of the scale except along `axis`, where one number stands for each group.
+
+    `levels` float32, ascending, are a table of any numbers: [K] for all codes, or [*scale.shape, K], one table for each
+    scale. The zero points are 0 then, and so is the scale of what is all zero. `native` is ONNX's type of which the
+    levels are the numbers, as in `FLOAT8E4M3FN`, if there is one.
+
+    Example: a Conv weight [64, 32, 3, 3] with one table of 16 entries and a scale for each channel has levels [16] and
+    scale [64]; with a table for each channel, levels [64, 16].
     """
 
     scale: FloatArray
@@ -272,3 +279,5 @@ class Scale(Noun, frozen=True, kw_only=True):
     dtype: str
     form: ScaleForm = "float32"
     units: FloatArray | None = None
+    levels: FloatArray | None = None
+    native: str | None = None

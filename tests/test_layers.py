@@ -46,6 +46,7 @@ LAYERS = {
         "axes",
         "shifts",
     ),
+    "levels": ("levels",),
     "knowledge": (
         "distribution",
         "existing",
@@ -90,6 +91,7 @@ LAYERS = {
         "expectation",
         "halves",
         "half_nodes",
+        "scales",
     ),
     "parts of a stage": (
         "suitability",
@@ -101,6 +103,7 @@ LAYERS = {
         "learn",
         "fitting",
         "origins",
+        "tables",
     ),
     "parts of a judgement": (
         "gates",

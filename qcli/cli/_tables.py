@@ -241,7 +241,7 @@ def _facts(rows: Sequence[tuple[str, str]]) -> Table:
 
 def _grid(grid: Grid) -> str:
     """As in `int8 symmetric channel 0` or `int4 symmetric block 32 axis 0`."""
-    words = [grid.format, "symmetric" if grid.symmetric else "asymmetric", grid.granularity]
+    words = [_spec(grid.format), "symmetric" if grid.symmetric else "asymmetric", grid.granularity]
     words += [f"{grid.block}"] if grid.block is not None else []
     words += [f"axis {grid.axis}" if grid.block is not None else f"{grid.axis}"] if grid.axis is not None else []
     words += [f"{grid.bits} bits"] if grid.bits is not None else []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from qcli.contracts import along
 from qcli.graph import (
     Graph,
@@ -17,6 +19,7 @@ from qcli.graph import (
     insert_before,
     make_node,
     packed_type,
+    share_initializer,
 )
 from qcli.types import Array, Deferred, Scale
 
@@ -137,6 +140,22 @@ def dequantized(coded: Coded, pool: Pool, reader: Node, *, pack: bool = False) -
     node = make_node("DequantizeLinear", inputs, name=f"{name}_dq", output=f"{name}_dq", attributes=attributes)
     insert_before(reader, node, graph_of(reader))
     return node.outputs[0]
+
+
+def block_numbers(coded: Coded) -> Value:
+    """The number of the block that each element along the axis of the blocks belongs to; weights share it."""
+    size, block = coded.codes.shape[coded.scale.axis or 0], coded.scale.block or 1
+    numbers = (np.arange(size) // block).astype(np.int32)
+    return share_initializer(home_of(coded), f"blocks_{size}_{block}", numbers)
+
+
+def fetches_rows(coded: Coded) -> bool:
+    """True for a Gather of whole rows whose scale or blocks lie along them, or is one number."""
+    node, scale = coded.node, coded.scale
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    plain = scale.block is not None or not scale.zero_point.any()
+    along = scale.axis in (None, coded.codes.ndim - 1) and plain and coded.codes.ndim > 1
+    return node.op_type == "Gather" and coded.operand == 0 and axis == 0 and along
 
 
 _KERNEL_RANK = 3

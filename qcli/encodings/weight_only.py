@@ -11,7 +11,7 @@ import numpy as np
 from qcli.contracts import along
 from qcli.encodings._in_blocks import dequantized_blocks, fetch_blocks
 from qcli.encodings._steps import block_steps
-from qcli.encodings._weights import Coded, Pool, dequantized, home_of
+from qcli.encodings._weights import Coded, Pool, block_numbers, dequantized, fetches_rows, home_of
 from qcli.granularity import is_unscaled
 from qcli.graph import (
     Node,
@@ -23,7 +23,6 @@ from qcli.graph import (
     make_node,
     packed_opset,
     replace_value,
-    share_initializer,
 )
 
 _BYTE = 8
@@ -69,7 +68,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Rewrites the operands of one node."""
         for coded in weights:
-            if _fetches_rows(coded):
+            if fetches_rows(coded):
                 self._gather(coded, pool)
             else:
                 key = (id(home_of(coded)), coded.name, id(coded.codes), self.decode)
@@ -99,7 +98,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if coded.scale.block is None:
             return step("Mul", [levels, pool.steps(coded, spread=True)], "dq")
         axis = {"axis": coded.scale.axis or 0}
-        steps = step("Gather", [block_steps(coded, pool), _numbers(coded)], "steps", axis)
+        steps = step("Gather", [block_steps(coded, pool), block_numbers(coded)], "steps", axis)
         return step("Mul", [levels, steps], "dq")
 
     def _zero(self, coded: Coded, pool: Pool, step: _Step) -> Value:
@@ -109,7 +108,7 @@ class WeightOnly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             _, zero = along(coded.scale, coded.codes.shape)
             return add_initializer(home, f"{coded.name}_zero", np.asarray(zero, np.float32))
         floats = step("Cast", [pool.zeros(coded, pack=self.pack)], "zero_cast", _TO_FLOAT)
-        return step("Gather", [floats, _numbers(coded)], "zeros", {"axis": coded.scale.axis or 0})
+        return step("Gather", [floats, block_numbers(coded)], "zeros", {"axis": coded.scale.axis or 0})
 
     def _gather(self, coded: Coded, pool: Pool) -> None:
         """y = decode(Gather(codes)): only the rows that are fetched are decoded, at every run."""
@@ -142,19 +141,3 @@ def _scaled(coded: Coded, rows: Node, pool: Pool) -> Node:
     scale = make_node("Mul", operands, name=f"{coded.name}_decode", output=name)
     insert_before(coded.node, scale, graph_of(coded.node))
     return scale
-
-
-def _numbers(coded: Coded) -> Value:
-    """The number of the block that each element along the axis of the blocks belongs to; weights share it."""
-    size, block = coded.codes.shape[coded.scale.axis or 0], coded.scale.block or 1
-    numbers = (np.arange(size) // block).astype(np.int32)
-    return share_initializer(home_of(coded), f"blocks_{size}_{block}", numbers)
-
-
-def _fetches_rows(coded: Coded) -> bool:
-    """True for a Gather of whole rows whose scale or blocks lie along them, or is one number."""
-    node, scale = coded.node, coded.scale
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    plain = scale.block is not None or not scale.zero_point.any()
-    along = scale.axis in (None, coded.codes.ndim - 1) and plain and coded.codes.ndim > 1
-    return node.op_type == "Gather" and coded.operand == 0 and axis == 0 and along

@@ -31,11 +31,11 @@ from qcli.graph.half_trial import half_trial
 from qcli.graph.half_types import Halves, computes_in_float, halves_of, operator_names, weight_floats
 from qcli.graph.infer import concrete_shapes, dimensions, infer_shapes, note_types, untyped
 from qcli.graph.load import load_model
-from qcli.graph.model import Graph, Model, Node, Value
+from qcli.graph.model import DataType, Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import cannot_raise, file_version_with, raise_opset
-from qcli.graph.packed import add_packed, is_packed, packed_opset, packed_type, stored_bits
+from qcli.graph.packed import add_packed, is_packed, native_type, packed_opset, packed_type, stored_bits
 from qcli.graph.save import save_model
 from qcli.graph.sharing import share_between_bodies
 from qcli.graph.switch import add_switch, choose_operand, choose_result, passed_on
@@ -48,6 +48,7 @@ HALF_TYPES = tuple(_KINDS)
 
 __all__ = [
     "HALF_TYPES",
+    "DataType",
     "Graph",
     "Halves",
     "Model",
@@ -80,6 +81,7 @@ __all__ = [
     "is_packed",
     "load_model",
     "make_node",
+    "native_type",
     "node_key",
     "normalize_graph",
     "note_types",

@@ -18,6 +18,7 @@ from qcli.graph.taps import expose
 from qcli.graph.weightless import divided, embed, placeholder, point_to, weightless
 from qcli.types import Runnable
 
+DataType = ir.DataType
 Graph = ir.Graph
 Node = ir.Node
 Value = ir.Value

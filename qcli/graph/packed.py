@@ -50,6 +50,11 @@ def add_packed(graph: ir.Graph, name: str, codes: Array | Deferred, kind: ir.Dat
     return add_initializer(graph, name, np.asarray(codes).astype(small), kind)
 
 
+def native_type(name: str) -> ir.DataType:
+    """ONNX's type of this name, as in `FLOAT8E4M3FN`."""
+    return ir.DataType.__members__[name]
+
+
 def is_packed(array: Array) -> bool:
     """True for the array of a constant of less than eight bits."""
     return array.dtype.name in {kind.numpy().name for _, _, kind in _KINDS}

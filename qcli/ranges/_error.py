@@ -21,14 +21,37 @@ from typing import Self
 import numpy as np
 
 from qcli.distribution import Distribution
+from qcli.levels import Cells, is_uniform
 from qcli.ranges._interval import Float64Array
-from qcli.types import Noun, Scale
+from qcli.types import Grid, Noun, Scale
 
 _BLOCK = 1 << 16
 """Values times grids in one block: its temporaries (512 KiB of float64 each) stay in the cache."""
 
 _LEAST_WIDTH = 2.0**-20
 """Relative width given to bins that clamping into the extrema made empty, so that the mean is defined."""
+
+
+class LevelError(Noun, frozen=True, kw_only=True):
+    """The same for tables of levels that are not evenly spaced: what a bin of a histogram holds lies in its middle."""
+
+    cells: Cells
+
+    @classmethod
+    def of(cls, distribution: Distribution) -> Self:
+        return cls(cells=Cells.sorted(distribution.points, distribution.counts))
+
+    def of_grids(self, scale: Scale) -> Float64Array:
+        """The sum of squared errors, float64 [channels, grids], for `scale` of shape [channels * grids]."""
+        levels = np.asarray(scale.levels, np.float64)
+        steps = scale.scale.astype(np.float64).reshape(len(self.cells.values), -1)
+        errors = [self.cells.errors(steps[:, grid, None] * levels) for grid in range(steps.shape[1])]
+        return np.stack(errors, axis=1)
+
+
+def error_for(distribution: Distribution, grid: Grid) -> SquaredError | LevelError:
+    """A distribution, prepared for measuring grids of this kind."""
+    return SquaredError.of(distribution) if is_uniform(grid) else LevelError.of(distribution)
 
 
 class SquaredError(Noun, frozen=True, kw_only=True):

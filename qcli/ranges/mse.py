@@ -10,7 +10,7 @@ import msgspec
 from qcli.contracts import Format
 from qcli.distribution import Distribution
 from qcli.plugins import create
-from qcli.ranges._error import SquaredError
+from qcli.ranges._error import LevelError, SquaredError, error_for
 from qcli.ranges._interval import Float64Array
 from qcli.ranges._search import least
 from qcli.types import Grid, Interval
@@ -44,12 +44,12 @@ class Mse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:
         """The best interval [channels] for `grid`."""
         number_format: Format = create("formats", grid.format)
-        measure = partial(_errors, SquaredError.of(distribution), number_format, grid)
+        measure = partial(_errors, error_for(distribution, grid), number_format, grid)
         return least(measure, distribution, grid)
 
 
 def _errors(
-    error: SquaredError, number_format: Format, grid: Grid, lows: Float64Array, highs: Float64Array
+    error: SquaredError | LevelError, number_format: Format, grid: Grid, lows: Float64Array, highs: Float64Array
 ) -> Float64Array:
     """The squared errors of the grids that span -lows to highs, all of shape [channels, candidates]."""
     return error.of_grids(number_format.scale(Interval(lower=-lows.ravel(), upper=highs.ravel()), grid))

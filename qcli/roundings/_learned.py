@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from qcli.contracts import along
 from qcli.errors import UsageError
+from qcli.levels import nearest_codes
 from qcli.roundings._quadratic import damped
 from qcli.roundings._rows import Float64Array, Rows
 from qcli.types import Array, FloatArray, Scale
@@ -48,6 +49,8 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """
 
     statistic: ClassVar[str]
+    takes_tables: ClassVar[bool] = True
+    """False for one that knows no levels but evenly spaced ones."""
 
     damp: float = 0.01
     refit: int = 0
@@ -61,6 +64,8 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight`, to nearest: for weights that no sample speaks of."""
+        if scale.levels is not None:
+            return nearest_codes(weight, scale)
         steps, zero = along(scale, weight.shape)
         exact = weight / steps.astype(np.float64) + zero.astype(np.float64)
         return np.rint(exact).clip(scale.lowest, scale.highest).astype(scale.dtype)

@@ -45,8 +45,7 @@ def better(first: Float64Array, second: Float64Array, rows: Rows, products: Floa
 
 def nearest(rows: Rows) -> Float64Array:
     """The codes next to the exact positions [groups, R, K]."""
-    codes: Float64Array = np.rint(rows.exact).clip(rows.lowest, rows.highest)
-    return codes
+    return rows.nearest(rows.exact, slice(None))
 
 
 def compensate(rows: Rows, products: Float64Array) -> Float64Array:
@@ -66,8 +65,9 @@ def compensate(rows: Rows, products: Float64Array) -> Float64Array:
         end = min(begin + _BLOCK, size)
         errors = np.empty((*left.shape[:2], end - begin))
         for column in range(begin, end):
-            lowest, highest, step = rows.columns(int(order[column]))
-            codes[..., column] = np.rint(left[..., column] / step).clip(lowest, highest)
+            input_ = int(order[column])
+            step = column_of(rows.sizes, input_)
+            codes[..., column] = rows.nearest(left[..., column] / step, input_)
             error = (left[..., column] - codes[..., column] * step) / upper[:, column, column, None]
             errors[..., column - begin] = error
             left[..., column:end] -= error[..., None] * upper[:, None, column, column:end]
@@ -101,8 +101,8 @@ def descend(codes: Float64Array, rows: Rows, products: Float64Array, sweeps: int
             block = slice(begin, begin + _BLOCK)
             before = codes[..., block].copy()
             near = slope[..., block].copy()
-            _descend_block(codes[..., block], near, products[:, block, block], rows.columns(block))
-            moved = (codes[..., block] - before) * rows.columns(block)[2]
+            _descend_block(codes[..., block], near, products[:, block, block], rows.some(block))
+            moved = (codes[..., block] - before) * column_of(rows.sizes, block)
             if moved.any():
                 changed = True
                 slope += moved @ products[:, block]
@@ -111,17 +111,12 @@ def descend(codes: Float64Array, rows: Rows, products: Float64Array, sweeps: int
     return codes
 
 
-def _descend_block(
-    codes: Float64Array, slope: Float64Array, products: Float64Array, grid: tuple[Float64Array, ...]
-) -> None:
-    """One pass over the columns of a block; `codes` and `slope` [groups, R, columns] change in place.
-
-    `grid` holds the lowest codes, the highest and the sizes of the steps, as `Rows.columns` gives them.
-    """
+def _descend_block(codes: Float64Array, slope: Float64Array, products: Float64Array, rows: Rows) -> None:
+    """One pass over the columns of a block, of which `rows` are; `codes` and `slope` [groups, R, columns] change."""
     for column in range(codes.shape[-1]):
-        lowest, highest, step = (column_of(array, column) for array in grid)
+        step = column_of(rows.sizes, column)
         curve = products[:, column, column, None] * step
-        best = np.rint(codes[..., column] - slope[..., column] / curve).clip(lowest, highest)
+        best = rows.nearest(codes[..., column] - slope[..., column] / curve, column)
         moved = best - codes[..., column]
         if moved.any():
             codes[..., column] = best

@@ -6,6 +6,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from qcli.levels import middles, nearest_in
+
 Float64Array = npt.NDArray[np.float64]
 
 _ALIKE = np.ones((1, 1, 1))
@@ -29,20 +31,40 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
 
     `exact` float64 [groups, R, K]; `lowest` and `highest` are the codes that there are, `sizes` the steps in the unit
     of their row, all float64 [groups, R, K] or 1 in place of any of these. Where a row has one step, `sizes` is 1 and
-    the step is the unit. `answer` is None where nothing but linear operators is known to read the product, or where it
-    is only a part of it.
+    the step is the unit. With a `table`, float64 [1, 1, L] or [groups, R, L], the codes are its numbers, ascending, and
+    no integers between the lowest and the highest. `answer` is None where nothing but linear operators is known to read
+    the product, or where it is only a part of it.
     """
 
     exact: Float64Array
     lowest: Float64Array
     highest: Float64Array
     sizes: Float64Array = _ALIKE
+    table: Float64Array | None = None
     answer: Answer | None = None
 
     @property
     def target(self) -> Float64Array:
         """The weight in the units of the rows, [groups, R, K]."""
         return np.asarray(self.exact * self.sizes)
+
+    def nearest(self, exact: Float64Array, some: slice | int) -> Float64Array:
+        """The codes next to where some inputs lie: [groups, R, K], or [groups, R] of a single input."""
+        if self.table is None:
+            lowest, highest, _ = self.columns(some)
+            return np.asarray(np.rint(exact).clip(lowest, highest), np.float64)
+        table = self.table.reshape(-1, self.table.shape[-1])
+        if len(table) == 1:
+            return np.asarray(table[0][np.searchsorted(middles(table[0]), exact)], np.float64)
+        numbers = np.arange(len(table)).reshape(*self.table.shape[:2], *(1,) * (exact.ndim - 2))
+        return np.asarray(table[numbers, nearest_in(table, numbers, exact)], np.float64)
+
+    def some(self, block: slice) -> Rows:
+        """The rows of some inputs alone."""
+        exact, lowest, highest, sizes = (
+            column_of(array, block) for array in (self.exact, self.lowest, self.highest, self.sizes)
+        )
+        return msgspec.structs.replace(self, exact=exact, lowest=lowest, highest=highest, sizes=sizes)
 
     def columns(self, some: slice | int) -> tuple[Float64Array, Float64Array, Float64Array]:
         """The lowest codes, the highest and the sizes of some inputs; of all where they are the same for all."""

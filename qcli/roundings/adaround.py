@@ -27,6 +27,7 @@ class Adaround(LearnedRounding, frozen=True, kw_only=True):
     """
 
     statistic: ClassVar[str] = "patches"
+    takes_tables: ClassVar[bool] = False
 
     iterations: int = 500
     learning_rate: float = 0.05

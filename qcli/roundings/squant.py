@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcli.contracts import along
+from qcli.levels import nearest_codes
 from qcli.types import Array, FloatArray, Scale
 
 _CHUNK = 1 << 22
@@ -18,7 +19,8 @@ class Squant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Neighbouring activations are alike, so what counts is the sum of the errors in each kernel, then in each output
     channel. First every kernel's sum is brought within half a step, then every channel's (which may cost a kernel half
     a step more), each time by turning the elements nearest to the middle between two levels. Matrices have no kernels,
-    and in blocks the elements of a kernel have no step in common: they are rounded to nearest.
+    and in blocks the elements of a kernel have no step in common: they are rounded to nearest, and so are
+    codes of a table, whose levels are not evenly spaced.
 
     Source: Guo et al. 2022, "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation", its
     kernel-wise and its channel-wise term.
@@ -26,6 +28,8 @@ class Squant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight` [M, C, k...] (ConvTranspose: channels along axis 1)."""
+        if scale.levels is not None:
+            return nearest_codes(weight, scale)
         exact = _exact(weight, scale)
         if weight.ndim < 3 or scale.block is not None:
             return np.rint(exact).clip(scale.lowest, scale.highest).astype(scale.dtype)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import msgspec
 
+from qcli.plugins import choice_of
 from qcli.targets._support import STANDARD_ONLY, Support, Traits
 from qcli.types import Grid
 
@@ -49,7 +50,7 @@ class Elsewhere(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def asymmetric(role: str, grid: Grid) -> str | None:
     """The reason of runtimes whose zero points are all zero."""
-    unsigned = grid.format.startswith("u")
+    unsigned = choice_of(grid.format).name.startswith("u")
     return (
         f"its zero points are all 0, so the {role} grid must be signed and symmetric"
         if (unsigned or not grid.symmetric)
@@ -59,6 +60,6 @@ def asymmetric(role: str, grid: Grid) -> str | None:
 
 def not_stored(grid: Grid, encoding: str) -> str | None:
     """The reason of runtimes that take 4 bits in weights that are only stored."""
-    if grid.format.endswith("int4") and encoding != "weight_only":
+    if choice_of(grid.format).name.endswith("int4") and encoding != "weight_only":
         return "it takes 4 bits only in weights that are stored: encoding: weight_only"
     return None

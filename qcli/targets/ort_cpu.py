@@ -48,6 +48,12 @@ _NO_GAIN = {
 }
 
 
+_TABLES = (
+    "codebook", "power_of_two", "additive_power_of_two", "ternary", "binary", "residual_binary", "normal_float",
+    "float8_e4m3fn", "float8_e5m2", "float4_e2m1",
+)  # fmt: skip
+"""Formats of weights that are decoded before a float kernel reads them."""
+
 _ANY_WIDTH = tuple(f"{sign}int{width}" for width in range(2, 17) if width != 8 for sign in ("", "u"))
 
 
@@ -80,7 +86,9 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def formats(self, role: str) -> tuple[str, ...]:
         """The formats that it runs for a role, the ones with the fastest kernels first."""
-        return ("int8", "uint8", *_ANY_WIDTH, *_FLOATS) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
+        return (
+            ("int8", "uint8", *_ANY_WIDTH, *_FLOATS, *_TABLES) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
+        )
 
     def resolved_isa(self) -> str:
         """The instruction set, with `auto` replaced by what this machine has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qcli.graph import Model, Value, is_constant, node_key
+from qcli.levels import code_bits
 from qcli.plugins import choice_of
 from qcli.scale_forms import scale_bits
 from qcli.solve import Solved, site_key
@@ -54,10 +55,14 @@ def _stored(entry: Entry, codes: int, scale: Scale) -> int:
     return int(scale.scale.size) * scale.block
 
 
-def _bits(scale: Scale) -> int:
+def _bits(scale: Scale) -> float:
+    if scale.levels is not None:
+        return code_bits(scale.levels.shape[-1])
     levels = scale.highest - scale.lowest + 1
     return next((width for width in _WIDTHS if 2**width >= levels), _WIDTHS[-1])
 
 
 def _side(scale: Scale) -> float:
-    return scale.scale.size * scale_bits(scale.form) / 8
+    steps = 0 if scale.levels is not None and (scale.scale == 1).all() else scale.scale.size
+    table = 0 if scale.levels is None or scale.native is not None else scale.levels.size
+    return (steps * scale_bits(scale.form) + 32 * table) / 8

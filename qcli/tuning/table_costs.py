@@ -122,6 +122,8 @@ def _form(part: Part, plan: Plan) -> tuple[Mode, WeightForm] | None:
         name = choice_of(weight.encoding).name
         if name == "dynamic":
             return Mode.DYNAMIC, WeightForm()
+        if name == "lookup_table":
+            return Mode.FLOAT, WeightForm()
         if name != "weight_only":
             return None
         return Mode.WEIGHT_ONLY, WeightForm(bits=weight.grid.bits or 8, block=weight.grid.block)
