@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +25,7 @@ from qcli.existing import refuse_quantized
 from qcli.files import scratch_folder
 from qcli.finish import Finishing, Settled
 from qcli.gates import check_gates, evaluate, refuse_unrun
-from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
+from qcli.graph import Model, check_sizes, infer_shapes, load_model, move_model, save_model
 from qcli.held_out import Trial
 from qcli.job import QuantizeJob
 from qcli.job_files import check_outputs, dependencies, output_path
@@ -89,23 +90,37 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
     prepared = replace(prepared, plan=plan)
     watch.phase("validate")
     with scratch_folder() as folder:
-        written = folder / output_path(job).name
-        save_model(quantized, written)
-        facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
-        validation = validate(_validate_job(job, prepared, evaluation, written, means)) if means.runs else None
-    if means.why:
-        watch.warn(means.why)
-    report = _report(job, prepared, validation, watch)
-    report = msgspec.structs.replace(
-        report,
-        fallback=fallback,
-        output=facts,
-        size=size_of(_facts_of(report.model), facts),
-        seconds=Seconds(**watch.finish()),
-        peak_memory_mb=peak_memory_mb(),
-    )
-    report = with_gates(report, evaluate(gates, report))
-    return _finish(job, prepared, quantized, report, watch)
+        made = _Made(quantized, folder / output_path(job).name)
+        save_model(quantized, made.path)
+        facts = msgspec.structs.replace(file_facts(made.path, load_model(made.path)), path=str(output_path(job)))
+        validation = validate(_validate_job(job, prepared, evaluation, made.path, means)) if means.runs else None
+        if means.why:
+            watch.warn(means.why)
+        report = _report(job, prepared, validation, watch)
+        report = msgspec.structs.replace(
+            report,
+            fallback=fallback,
+            output=facts,
+            size=size_of(_facts_of(report.model), facts),
+            seconds=Seconds(**watch.finish()),
+            peak_memory_mb=peak_memory_mb(),
+        )
+        report = with_gates(report, evaluate(gates, report))
+        return _finish(job, prepared, made, report, watch)
+
+
+class _Made(NamedTuple):
+    """The result, and the file that was judged."""
+
+    model: Model
+    path: Path
+
+    def save(self, path: Path) -> None:
+        """Writes it; of a large model the file is moved, since each of its weights would be rounded again."""
+        if self.model.large and self.path.name == path.name:
+            move_model(self.model, self.path, path)
+        else:
+            save_model(self.model, path)
 
 
 def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
@@ -141,7 +156,7 @@ def threads_of(job: QuantizeJob) -> int:
 
 def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan, Statistics]:
     """The statistics that a plan needs, and what they leave of the plan."""
-    statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
+    statistics = _statistics(job, prepared, watch)
     watch.phase("solve")
     if job.plan is None:
         plan = refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics)
@@ -180,11 +195,17 @@ def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch
     return Finishing(work, solve(*work, threads=threads_of(job)), watch, trial=trial, inputs=ends).run(recipe.finish)
 
 
+def _statistics(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
+    if job.stats is not None:
+        return _read_statistics(job.stats, prepared)
+    if prepared.model.large and not _requests(job, prepared):
+        return Statistics.empty(())  # nobody will read the digests, which take as long as reading the model
+    return _measure(job, prepared, watch)
+
+
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
-    requests = requests_of(prepared.plan, prepared.model)
     watch.phase("calibrate")
-    if prepared.calibration is not None and job.plan is None:
-        requests = tuple(dict.fromkeys((*requests, *wishes_of(prepared.plan, prepared.model))))
+    requests = _requests(job, prepared)
     empty = Statistics.empty(
         requests,
         model_sha256=prepared.source.sha256,
@@ -208,6 +229,13 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     if key is not None:
         keep_statistics(key, statistics)
     return statistics
+
+
+def _requests(job: QuantizeJob, prepared: Prepared) -> tuple[Request, ...]:
+    requests = requests_of(prepared.plan, prepared.model)
+    if prepared.calibration is None or job.plan is not None:
+        return requests
+    return tuple(dict.fromkeys((*requests, *wishes_of(prepared.plan, prepared.model))))
 
 
 def _cache_key(job: QuantizeJob, prepared: Prepared, requests: tuple[Request, ...]) -> str | None:
@@ -271,16 +299,16 @@ def _dry_report(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Report:
     return msgspec.structs.replace(report, warnings=tuple(watch.warnings), seconds=Seconds(**watch.finish()))
 
 
-def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Report, watch: Watch) -> Report:
+def _finish(job: QuantizeJob, prepared: Prepared, made: _Made, report: Report, watch: Watch) -> Report:
     """Writes what was asked for: the model if its gates hold, the reports in any case."""
     output = output_path(job)
     facts = _facts_of(report.output)
     rejected = output.with_name(f"{output.stem}.rejected.onnx")
     if report.status == "passed":
-        save_model(quantized, output)
+        made.save(output)
     elif job.keep_failing:
-        save_model(quantized, rejected)
-        facts = file_facts(rejected) if quantized.large else facts  # which names its data after itself
+        made.save(rejected)
+        facts = file_facts(rejected) if made.model.large else facts  # which names its data after itself
         report = msgspec.structs.replace(report, output=msgspec.structs.replace(facts, path=str(rejected)))
     else:
         report = msgspec.structs.replace(report, output=None)

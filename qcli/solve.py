@@ -182,7 +182,9 @@ class _Solver:
         weight = self._weight_array(entry)
         find = partial(create("ranges", entry.range).interval, grid=entry.grid)
         energies = energies_of(self._nodes[entry.site.node], self._energies.get(entry.site.node), self._statistics)
-        interval, dead = interval_of(weight, entry.grid, find, thin=self._large, energies=energies)
+        quick = getattr(create("ranges", entry.range), "quick", None) if self._large else None
+        known = partial(quick, grid=entry.grid) if quick is not None else None
+        interval, dead = interval_of(weight, entry.grid, find, thin=self._large, energies=energies, quick=known)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)

@@ -31,7 +31,7 @@ from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
 from qcli.graph.opset import cannot_raise, raise_opset
 from qcli.graph.packed import add_packed, is_packed, packed_opset, packed_type, stored_bits
-from qcli.graph.save import save_model
+from qcli.graph.save import move_model, save_model
 from qcli.graph.sharing import share_between_bodies
 from qcli.graph.switch import add_switch, choose_operand, choose_result, passed_on
 
@@ -65,6 +65,7 @@ __all__ = [
     "is_packed",
     "load_model",
     "make_node",
+    "move_model",
     "node_key",
     "normalize_graph",
     "note_types",
