@@ -134,7 +134,9 @@ class _Builder:
         mixed = self._op("MatMul", [shares, values], f"{name}.mixed")
         mixed = self._op("Transpose", [mixed], f"{name}.mixed.turned", perm=[0, 3, 1, 2, 4])
         mixed = self._op("Reshape", [mixed, self._sizes([0, 0, shape.width])], f"{name}.mixed.flat")
-        return self._op("Add", [hidden, self._product(f"{name}.o", mixed, shape.width, shape.width)], f"{name}.attended")
+        return self._op(
+            "Add", [hidden, self._product(f"{name}.o", mixed, shape.width, shape.width)], f"{name}.attended"
+        )
 
     def _feed_forward(self, name: str, hidden: str) -> str:
         width, inner = self._shape.width, self._shape.inner
@@ -208,11 +210,11 @@ class _Builder:
 
     def _ends(self) -> tuple[list[Any], list[Any]]:
         shape = self._shape
-        cache = ["batch", shape.groups, "past", shape.head]
-        longer = ["batch", shape.groups, "total", shape.head]
+        cache: list[str | int | None] = ["batch", shape.groups, "past", shape.head]
+        longer: list[str | int | None] = ["batch", shape.groups, "total", shape.head]
         ids = [("input_ids", "length"), ("attention_mask", "total"), ("position_ids", "length")]
         inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", axis]) for name, axis in ids]
-        logits = ["batch", "length", shape.vocabulary]
+        logits: list[str | int | None] = ["batch", "length", shape.vocabulary]
         outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, logits)]
         for layer in range(shape.layers):
             for part in ("key", "value"):

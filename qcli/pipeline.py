@@ -56,8 +56,9 @@ from qcli.report import (
     size_of,
     with_gates,
 )
-from qcli.solve import Solution, solve
+from qcli.solve import Solution
 from qcli.statistics import Statistics, load_statistics
+from qcli.teaching import Teaching, solve_taught
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
@@ -192,7 +193,9 @@ def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch
         trial = Trial(prepared.source, prepared.recipe, prepared.calibration, stride=4, threads=threads_of(job))
     model, recipe, plan = prepared.model, prepared.recipe, work.plan
     ends = partial(ends_of_inputs, model, plan, recipe)
-    return Finishing(work, solve(*work, threads=threads_of(job)), watch, trial=trial, inputs=ends).run(recipe.finish)
+    teaching = Teaching(prepared.calibration, watch) if prepared.calibration is not None else None
+    solution = solve_taught(*work, threads=threads_of(job), teaching=teaching)
+    return Finishing(work, solution, watch, trial=trial, inputs=ends).run(recipe.finish)
 
 
 def _statistics(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:

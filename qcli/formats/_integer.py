@@ -98,8 +98,8 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         height = max(1, _PIECE * len(source) // source.size)
         for begin in range(0, len(source), height):
             piece = slice(begin, begin + height)
-            levels = (array[piece] if array.shape[0] > 1 else array for array in (steps, zero_points))
-            codes[piece] = _codes(source[piece], *levels, scale)
+            step, zero_point = (array[piece] if array.shape[0] > 1 else array for array in (steps, zero_points))
+            codes[piece] = _codes(source[piece], step, zero_point, scale)
         return codes.reshape(values.shape)
 
     def decode(self, codes: Array, scale: Scale) -> FloatArray:

@@ -24,8 +24,8 @@ def extrema_of(values: FloatArray) -> Interval:
 def best_clip(values: FloatArray, grid: Grid) -> Interval:
     """Of eight clips of the extrema, all of both ends alike, the one with the least squared error on the grid [n].
 
-    Clips are spaced in their logarithm, more densely near the extrema, from none down to what a grid of so many bits can gain by. Errors are
-    measured in float32.
+    Clips are spaced in their logarithm, more densely near the extrema, from none down to what a grid of so many bits
+    can gain by. Errors are measured in float32.
     """
     number_format: Format = create("formats", grid.format)
     whole = extrema_of(values)
