@@ -30,10 +30,14 @@ _ANY = "*"
 
 _COUNTS = "kernels.by_kernel."
 
+_LANGUAGE = "it is defined for samples with token ids [batch, length] and logits [batch, length, vocabulary] alone"
+
 _NEEDS = (
     ("accuracy.top1", "labels", "give --labels FILE, or a labels.csv beside the samples"),
     ("accuracy.top5", "labels", "give --labels FILE, or a labels.csv beside the samples"),
     ("accuracy.agreement", "a classifier", "it is defined for an output of shape [N, C] alone"),
+    ("accuracy.perplexity", "a language model", _LANGUAGE),
+    ("accuracy.nll", "a language model", _LANGUAGE),
     ("accuracy", "validation samples", "give --eval DIR"),
     ("latency", "latency", "leave out --no-latency"),
     ("fallback", "a fallback", "name one in the recipe, as in fallback: {max_drop: 0.01}"),
