@@ -21,9 +21,9 @@ from qcli.errors import ResourceError
 from qcli.files import scratch_folder
 from qcli.graph import Model, Part, concrete_shapes, infer_shapes, parts_of
 from qcli.memory import shown
+from qcli.one_sweep import Samples, Sweep, groups_of
 from qcli.parallel import MOST_AT_ONCE, in_parallel
 from qcli.statistics import Statistics
-from qcli.sweep import Samples, Sweep, groups_of
 from qcli.types import Array, Request
 
 Progress = Callable[[int, int], None]

@@ -12,9 +12,9 @@ from qcli.by_parts import Progress, measure_by_parts
 from qcli.errors import NothingToDoError, ResourceError
 from qcli.graph import Model, concrete_shapes, part_bytes
 from qcli.memory import Budget
+from qcli.one_sweep import TAP_BYTES, Samples, Sweep, groups_of
 from qcli.parallel import MOST_AT_ONCE, in_parallel
 from qcli.statistics import Statistics
-from qcli.sweep import TAP_BYTES, Samples, Sweep, groups_of
 
 __all__ = ["Progress", "Samples", "check_memory", "collect"]
 

@@ -10,9 +10,9 @@ from qcli.energies import energy_requests
 from qcli.graph import Model
 from qcli.learn import learned_requests, some_of, was_seen
 from qcli.measured import weight_requests
+from qcli.one_sweep import Samples
 from qcli.solve import Solution, Solver
 from qcli.statistics import Statistics
-from qcli.sweep import Samples
 from qcli.types import Entry, Plan, Request
 from qcli.watch import Watch
 

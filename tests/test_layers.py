@@ -26,7 +26,7 @@ LAYERS = {
     "formats, stats, samples": ("formats.*", "stats.*", "samples.*"),
     "ranges and their like": ("ranges.*", "roundings.*", "metrics.*", "targets.*", "statistics"),
     "graph plug-ins": ("encodings.*", "steps.*"),
-    "a sweep": ("sweep",),
+    "a sweep": ("one_sweep",),
     "facts": ("blocks", "recipe", "report", "dataset", "tracing", "pairs", "legality", "trial_graph", "expectation"),
     "sweep by sweep": ("by_parts",),
     "parts of a stage": ("matching", "placement", "calibrate", "cache", "sources", "learn", "fitting", "origins"),

@@ -30,7 +30,7 @@ class Part:
     holds: frozenset[str]
 
 
-def parts_of(model: Model, wanted: Iterable[str], limit: int = PART_BYTES) -> tuple[Part, ...]:
+def parts_of(model: Model, wanted: Iterable[str]) -> tuple[Part, ...]:
     """The parts that lead to the values `wanted`, in the order in which they run.
 
     What nobody needs is in none of them; inputs of the model that are wanted are held by the first.
@@ -40,16 +40,16 @@ def parts_of(model: Model, wanted: Iterable[str], limit: int = PART_BYTES) -> tu
     steps = _needed(whole, frozenset(wanted))
     if not steps:
         return ()
-    parts = [_part(whole, steps, begin, end) for begin, end in _cuts(steps, limit)]
+    parts = [_part(whole, steps, begin, end) for begin, end in _cuts(steps, PART_BYTES)]
     inputs = frozenset(value.name or "" for value in whole.graph.inputs)
     first = Part(parts[0].model, parts[0].gives, parts[0].holds | inputs)
     return (first, *parts[1:])
 
 
-def part_bytes(model: Model, limit: int = PART_BYTES) -> int:
+def part_bytes(model: Model) -> int:
     """About what the weights of the largest part take while it runs."""
     sizes = [tensor.nbytes for tensor in model.constants()]
-    return min(sum(sizes), max([limit, *sizes]))
+    return min(sum(sizes), max([PART_BYTES, *sizes]))
 
 
 class _Step(NamedTuple):
