@@ -30,7 +30,7 @@ _BUDGET = 1 << 28
 """Bytes of all that is kept of the inputs of all layers; where it is exceeded, layers are seen in smaller blocks."""
 
 
-_AT_ONCE = 1 << 25
+_AT_ONCE = 1 << 24
 """Bytes of a matrix whose rows are learned together: what is computed of them takes some twenty times as much."""
 
 _EVERY = slice(None)

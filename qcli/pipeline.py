@@ -32,7 +32,7 @@ from qcli.job_files import check_outputs, dependencies, output_path
 from qcli.job_samples import calibration_samples, evaluation_samples, named_evaluation, step_samples
 from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
-from qcli.measured import requests_of, wishes_of
+from qcli.measured import requests_of, weight_requests, wishes_of
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
 from qcli.parallel import MOST_AT_ONCE
@@ -62,6 +62,11 @@ from qcli.teaching import Teaching, solve_taught
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
+
+_NO_SAMPLES = "static quantization needs samples to calibrate with"
+_WITHOUT_SAMPLES = (
+    "name a folder with -d, or 'samples' in the recipe; int8-weights, int8-dynamic, int8-data-free need none"
+)
 
 FallBack = Callable[[QuantizeJob, Prepared, Watch], tuple[Prepared, FallbackFacts | None]]
 """What keeps a recipe's `fallback`: it puts into recipe and plan what goes back to float. See `qcli.fallback`."""
@@ -201,6 +206,10 @@ def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch
 def _statistics(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     if job.stats is not None:
         return _read_statistics(job.stats, prepared)
+    if weight_requests(prepared.plan, prepared.model):
+        if prepared.calibration is None:
+            raise NothingToDoError(_NO_SAMPLES, _WITHOUT_SAMPLES)
+        check_memory(prepared.model, budget_of(job.max_memory))
     if prepared.model.large and not _requests(job, prepared):
         return Statistics.empty(())  # nobody will read the digests, which take as long as reading the model
     return _measure(job, prepared, watch)
@@ -218,10 +227,7 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     if not requests:
         return empty
     if prepared.calibration is None:
-        raise NothingToDoError(
-            "static quantization needs samples to calibrate with",
-            "name a folder with -d, or 'samples' in the recipe; int8-weights, int8-dynamic, int8-data-free need none",
-        )
+        raise NothingToDoError(_NO_SAMPLES, _WITHOUT_SAMPLES)
     key = _cache_key(job, prepared, requests)
     known = find_statistics(key) if key is not None else None
     if known is not None:
