@@ -30,8 +30,9 @@ from qcli.graph import Model, Node, Value, constant_of, node_key
 from qcli.measured import seen
 from qcli.plugins import choice_of, create
 from qcli.ranges._error import SquaredError
-from qcli.solve import SiteKey, Solution, activation_scales, site_key, tied
+from qcli.solve import SiteKey, Solution, activation_scales, site_key
 from qcli.statistics import Statistics
+from qcli.ties import tied
 from qcli.trial import Errors, output_errors, relative_errors
 from qcli.trial_graph import Trial
 from qcli.types import Array, Entry, Plan, Role, Scale, Spec

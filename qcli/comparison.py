@@ -11,11 +11,13 @@ import numpy as np
 
 from qcli.dataset import Sample
 from qcli.errors import InputError, RuntimeFailure
+from qcli.metrics._tokens import Language, language_of
 from qcli.metrics.cosine import Cosine
 from qcli.metrics.max_abs import MaxAbs
+from qcli.metrics.perplexity import Perplexity, power
 from qcli.metrics.sqnr import Sqnr
 from qcli.metrics.top_k import TopK
-from qcli.report import Accuracy, Agreement, OutputAccuracy, Scores
+from qcli.report import Accuracy, Agreement, Likelihoods, OutputAccuracy, Perplexities, Scores
 from qcli.runtime import Session
 from qcli.types import Array
 
@@ -37,6 +39,8 @@ class Comparison:
         self._outputs: dict[str, _Floats | _Others] = {}
         self._classes: str | None = None
         self._top_k = TopK()
+        self._language: Language | None = None
+        self._perplexity = Perplexity()
         self._labelled = False
         self._bad: dict[str, _Problem] = {}
 
@@ -44,6 +48,7 @@ class Comparison:
         if self.samples == 0:
             self._outputs = {name: _Floats() if is_float(value) else _Others() for name, value in reference.items()}
             self._classes = next((name for name, value in reference.items() if _is_scores(value)), None)
+            self._language = language_of(sample.feeds, reference)
         self.samples += 1
         self._labelled = self._labelled or sample.label is not None
         for name, meter in self._outputs.items():
@@ -53,6 +58,8 @@ class Comparison:
             meter.update(expected, given)
             if name == self._classes and _is_scores(expected):
                 self._top_k.update(expected, given, _checked_label(sample, expected.shape[1]))
+            if self._language is not None and name == self._language.logits:
+                self._foretell(self._language, expected, given, sample)
 
     def accuracy(self) -> Accuracy:
         outputs = {name: meter.accuracy() for name, meter in self._outputs.items()}
@@ -65,6 +72,8 @@ class Comparison:
             agreement=top.value() if self._classes is not None else None,
             top1=_scores(top, top.reference_top1, top.result_top1),
             top5=_scores(top, top.reference_top5, top.result_top5),
+            perplexity=_perplexities(self._perplexity),
+            nll=_likelihoods(self._perplexity),
             outputs=outputs,
         )
 
@@ -73,6 +82,10 @@ class Comparison:
             yield "the labels are not used: no output is a float matrix [N, C] of scores"
         for text, problem in self._bad.items():
             yield f"{text} for {problem.count} of {self.samples} samples, first '{problem.first}'"
+
+    def _foretell(self, language: Language, expected: Array, given: Array, sample: Sample) -> None:
+        if language.fits(sample.feeds, {language.logits: expected}):
+            self._perplexity.update(expected, given, *language.of(sample.feeds))
 
     def _comparable(self, name: str, expected: Array, given: Any, sample: Sample) -> Array:
         """`given`, or all NaN if it cannot be compared; notes what is wrong with it."""
@@ -222,6 +235,20 @@ def _checked_label(sample: Sample, classes: int) -> int | None:
             "labels are class indices as the model counts them",
         )
     return sample.label
+
+
+def _perplexities(metric: Perplexity) -> Perplexities | None:
+    if not metric.tokens:
+        return None
+    expected, given = metric.likelihoods()
+    return Perplexities(float_=power(expected), quantized=power(given), ratio=power(given - expected))
+
+
+def _likelihoods(metric: Perplexity) -> Likelihoods | None:
+    if not metric.tokens:
+        return None
+    expected, given = metric.likelihoods()
+    return Likelihoods(float_=expected, quantized=given, increase=given - expected)
 
 
 def _scores(top: TopK, reference: int, result: int) -> Scores | None:

@@ -14,7 +14,7 @@ from qcli.learn import some_of, whose_weights_are_shared
 from qcli.plugins import create
 from qcli.statistics import Statistics
 from qcli.types import Entry, Plan, Request, Role
-from qcli.windows import rows_of, weight_of, window_of
+from qcli.windows import rows_of, takes_transposed, weight_of, window_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -52,18 +52,24 @@ def energies_of(node: Node, request: Request | None, statistics: Statistics) -> 
         return None
     weight = np.asarray(constant_of(node.inputs[1]))
     damped = energies + _DAMP * energies.mean(axis=1, keepdims=True)
+    if not request.window.kernel:  # the same for all output channels: nothing has to be repeated
+        return np.broadcast_to(damped if takes_transposed(node) else damped.T, weight.shape)
     spread = np.broadcast_to(damped[:, None], rows_of(node, weight, request.window).shape)
     return np.asarray(weight_of(node, spread, request.window, weight.shape), np.float64)
 
 
 def doubts_about_energies(plan: Plan, model: Model, statistics: Statistics) -> list[str]:
-    """A sentence for each reason for which ranges of weights are not weighted though they should be."""
+    """A sentence for each reason for which ranges of weights are not weighted though they should be.
+
+    What no sample reaches in a large model is only known once it is solved.
+    """
     requests = energy_requests(plan, model)
     nodes = {node_key(node): node for node in model.graph}
     found: dict[str, list[str]] = {}
     for entry, graph_reason in _verdicts(plan, model):
         request = requests.get(entry.site.node)
-        unseen = request is not None and energies_of(nodes[entry.site.node], request, statistics) is None
+        unseen = request is not None and not model.large
+        unseen = unseen and energies_of(nodes[entry.site.node], request, statistics) is None
         reason = graph_reason or ("as no sample reaches them" if unseen else "")
         if reason:
             found.setdefault(reason, []).append(entry.site.value)
@@ -84,7 +90,7 @@ def _verdicts(plan: Plan, model: Model) -> Iterator[tuple[Entry, str]]:
     shared = whose_weights_are_shared(plan)
     for entry in plan.entries:
         if entry.site.role is Role.WEIGHT and weighs(entry):
-            reason = "as the model is too large" if model.large else _reason(entry, here.get(entry.site.node))
+            reason = _reason(entry, here.get(entry.site.node))
             yield entry, reason or ("as several nodes read them" if entry.site.node in shared else "")
 
 

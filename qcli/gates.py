@@ -31,10 +31,14 @@ _ANY = "*"
 _COUNTS = ("kernels.by_kernel.", "size.bytes_by.weights.")
 """What counts kinds of things: of a kind that is not there, there are none."""
 
+_LANGUAGE = "it is defined for samples with token ids [batch, length] and logits [batch, length, vocabulary] alone"
+
 _NEEDS = (
     ("accuracy.top1", "labels", "give --labels FILE, or a labels.csv beside the samples"),
     ("accuracy.top5", "labels", "give --labels FILE, or a labels.csv beside the samples"),
     ("accuracy.agreement", "a classifier", "it is defined for an output of shape [N, C] alone"),
+    ("accuracy.perplexity", "a language model", _LANGUAGE),
+    ("accuracy.nll", "a language model", _LANGUAGE),
     ("accuracy", "validation samples", "give --eval DIR"),
     ("latency", "latency", "leave out --no-latency"),
     ("memory", "memory", "ask for it with --memory"),

@@ -83,8 +83,8 @@ def learn_in_order(
 
 
 def has_order(plan: Plan, model: Model) -> bool:
-    """True if some weight's rounding learns from the layers before it."""
-    return any(rounding_of(entry).sequential for entry in learners(plan, model))
+    """True if some weight's rounding learns from the layers before it; in a large model all learn by themselves."""
+    return not model.large and any(rounding_of(entry).sequential for entry in learners(plan, model))
 
 
 def _levels(model: Model, plan: Plan, solution: Solution, biases: bool) -> list[list[Learnable]]:

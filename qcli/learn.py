@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qcli.contracts import along
-from qcli.errors import InputError
 from qcli.graph import Model, Node, constant_of, node_key
 from qcli.levels import is_uniform, nearest_codes, real_values
 from qcli.plugins import choice_of, create
@@ -22,7 +21,7 @@ from qcli.roundings._rows import Answer, Rows
 from qcli.scale_forms import as_stored
 from qcli.statistics import Statistics
 from qcli.types import Array, Entry, Plan, Request, Role, Scale, Window
-from qcli.windows import reads_of, rows_of, weight_of, window_of
+from qcli.windows import reads_of, rows_of, takes_transposed, weight_of, window_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -33,9 +32,23 @@ _BUDGET = 1 << 28
 """Bytes of all that is kept of the inputs of all layers; where it is exceeded, layers are seen in smaller blocks."""
 
 
+_AT_ONCE = 1 << 24
+"""Bytes of a matrix whose rows are learned together: what is computed of them takes some twenty times as much."""
+
+_EVERY = slice(None)
+
+
 def learned_requests(plan: Plan, model: Model) -> dict[str, Request]:
-    """The statistic that the weight of each layer learns from, by node; not those that learn one after the other."""
-    return _requests(model, [entry for entry in learners(plan, model) if not rounding_of(entry).sequential])
+    """The statistic that the weight of each layer learns from, by node; not those that learn one after the other.
+
+    In a large model all learn by themselves, from float inputs: what a part of it is measured for is soon forgotten.
+    """
+    entries = learners(plan, model)
+    if model.large:
+        nodes = {node_key(node): node for node in model.graph}
+        found = {entry.site.node: _request(nodes[entry.site.node], entry, _LARGEST) for entry in entries}
+        return {node: request for node, request in found.items() if request is not None}
+    return _requests(model, [entry for entry in entries if not rounding_of(entry).sequential])
 
 
 def learners(plan: Plan, model: Model) -> list[Entry]:
@@ -58,12 +71,15 @@ def some_of(values: list[str]) -> str:
 
 
 def unlearned(plan: Plan, model: Model, statistics: Statistics) -> dict[str, list[str]]:
-    """The values of the weights whose rounding should learn but cannot, by reason; they are rounded without data."""
+    """The values of the weights whose rounding should learn but cannot, by reason; they are rounded without data.
+
+    What no sample reaches in a large model is only known once it is solved.
+    """
     found: dict[str, list[str]] = {}
-    requests = learned_requests(plan, model)
+    requests = learned_requests(plan, model) if not model.large else {}
     for entry, graph_reason in _verdicts(plan, model):
         request = requests.get(entry.site.node) if not graph_reason else None
-        unseen = request is not None and not _seen(statistics.get(request))
+        unseen = request is not None and not was_seen(statistics.get(request))
         reason = graph_reason or ("as no sample reaches them" if unseen else "")
         if reason:
             found.setdefault(reason, []).append(entry.site.value)
@@ -83,9 +99,7 @@ def _verdicts(plan: Plan, model: Model) -> Iterator[tuple[Entry, str]]:
         if not learns(entry):
             continue
         node = here.get(entry.site.node)
-        if model.large:
-            yield entry, "as the model is too large"
-        elif node is None:
+        if node is None:
             yield entry, "as they belong to the body of another node"
         elif entry.site.node in shared:
             yield entry, "as several nodes read them"
@@ -116,12 +130,9 @@ def _decided(entry: Entry) -> tuple[str, str]:
     return entry.site.value, repr((entry.grid, entry.range, entry.rounding))
 
 
-def _seen(measured: Any) -> bool:
-    try:
-        measured.moments()
-    except InputError:
-        return False
-    return True
+def was_seen(measured: Any) -> bool:
+    """True if a sample reached what this statistic of a layer's inputs measures."""
+    return bool(measured.arrays()["places"])
 
 
 class Inputs(NamedTuple):
@@ -134,7 +145,7 @@ class Inputs(NamedTuple):
 def inputs_of(request: Request, statistics: Statistics) -> Inputs | None:
     """None if no sample got there."""
     measured: Any = statistics.get(request)
-    if not _seen(measured):
+    if not was_seen(measured):
         return None
     return Inputs(measured, request.window) if request.window is not None else None
 
@@ -144,18 +155,42 @@ def learned(node: Node, entry: Entry, inputs: Inputs, scale: Scale, floor: Float
 
     No step is below `floor`, which has the shape of the scale.
     """
-    problem = Problem(node, np.asarray(constant_of(node.inputs[1]), np.float64), inputs.window)
-    return problem.solve(rounding_of(entry), inputs.measured, scale, floor)
+    weight, rounding, window = np.asarray(constant_of(node.inputs[1])), rounding_of(entry), inputs.window
+    count = -(-weight.nbytes // _AT_ONCE)
+    if window.kernel or count == 1 or (scale.axis is None and rounding.refit):
+        return Problem(node, weight, window).solve(rounding, inputs.measured, scale, floor)
+    axis = 0 if takes_transposed(node) else 1
+    found = []
+    for numbers in np.array_split(np.arange(weight.shape[axis]), count):
+        some = slice(int(numbers[0]), int(numbers[-1]) + 1)
+        where = (slice(None),) * axis + (some,)
+        own, least = scale, floor
+        if scale.axis is not None and (scale.block is not None or scale.axis == axis):
+            here = where if scale.block is not None else (some,)
+            own = msgspec.structs.replace(scale, scale=scale.scale[here], zero_point=scale.zero_point[here])
+            least = floor[here]
+        found.append(Problem(node, weight[where], window, some).solve(rounding, inputs.measured, own, least))
+    return _joined(found, scale, axis)
+
+
+def _joined(found: list[tuple[Array, Scale]], scale: Scale, axis: int) -> tuple[Array, Scale]:
+    """The codes and scales of some output channels after the others, which lie along `axis`."""
+    codes = np.concatenate([part for part, _ in found], axis=axis)
+    if scale.axis is None or (scale.block is None and scale.axis != axis):
+        return codes, scale
+    steps = np.concatenate([own.scale for _, own in found], axis=axis if scale.block is not None else 0)
+    return codes, msgspec.structs.replace(scale, scale=steps)
 
 
 class Problem:
-    """One layer's weight, as rows over what it reads."""
+    """One layer's weight, as rows over what it reads; with `some`, that of these of its output channels alone."""
 
-    def __init__(self, node: Node, weight: Array, window: Window) -> None:
+    def __init__(self, node: Node, weight: Array, window: Window, some: slice = _EVERY) -> None:
         self._node = node
         self._window = window
         self._shape = weight.shape
-        self.weight = rows_of(node, weight, window)
+        self._some = some
+        self.weight = rows_of(node, np.asarray(weight, np.float64), window)
 
     def solve(
         self, rounding: LearnedRounding, measured: Moments, scale: Scale, floor: Float64Array
@@ -205,12 +240,18 @@ class Problem:
     def _answer(self, steps: Float64Array) -> Answer | None:
         """The layer's response in units of `steps` [groups or 1, R or 1]; None for blocks, which are parts of it."""
         groups, channels, _ = self.weight.shape
-        found = response_of(self._node, groups * channels) if self._window.blocks == 1 else None
+        whole = groups * channels if self._some is _EVERY else self._channels()
+        found = response_of(self._node, whole) if self._window.blocks == 1 else None
         if found is None:
             return None
-        bias = found.bias.reshape(groups, channels) / steps
+        bias = found.bias[self._some].reshape(groups, channels) / steps
         lower, upper = (np.broadcast_to(end / steps, bias.shape) for end in (found.lower, found.upper))
         return Answer(bias=bias, lower=lower, upper=upper, slope=found.slope)
+
+    def _channels(self) -> int:
+        """The output channels of the layer, all of them."""
+        weight = constant_of(self._node.inputs[1])
+        return 0 if weight is None else int(weight.shape[0 if takes_transposed(self._node) else 1])
 
     def _along(self, spread: Array, scale: Scale) -> Float64Array:
         """What broadcasts against the weight as rows: [groups or 1, R or 1, 1], in blocks [groups, R, K]."""

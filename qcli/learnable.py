@@ -45,7 +45,8 @@ def learnable(model: Model, plan: Plan, solution: Solution, *, biases: bool) -> 
     """The layers of the main graph with a sequential rounding, and with `biases` all that have a bias of their own."""
     nodes = {node_key(node): node for node in model.graph}
     own_biases = _bias_entries(plan, nodes)
-    sequential = {entry.site.node for entry in learners(plan, model) if rounding_of(entry).sequential}
+    entries = learners(plan, model) if not model.large else []
+    sequential = {entry.site.node for entry in entries if rounding_of(entry).sequential}
     results = {entry.site.value: entry for entry in plan.entries if entry.site.role is Role.OUTPUT}
     for entry in plan.entries:
         node = nodes.get(entry.site.node)

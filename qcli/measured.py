@@ -26,8 +26,13 @@ def requests_of(plan: Plan, model: Model) -> tuple[Request, ...]:
         if is_activation(entry, values) and (statistic := create("ranges", entry.range).statistic) is not None
     ]
     ranges = () if _is_data_free(plan) else wanted
-    weights = (*learned_requests(plan, model).values(), *energy_requests(plan, model).values())
-    return tuple(dict.fromkeys((*ranges, *weights)))
+    return tuple(dict.fromkeys((*ranges, *(weight_requests(plan, model) if not model.large else ()))))
+
+
+def weight_requests(plan: Plan, model: Model) -> tuple[Request, ...]:
+    """What weights learn from or are weighted by. Of a large model it is measured part by part, and forgotten."""
+    wanted = (*learned_requests(plan, model).values(), *energy_requests(plan, model).values())
+    return tuple(dict.fromkeys(wanted))
 
 
 def _request(value: str, statistic: str) -> Request:

@@ -37,7 +37,7 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: 
                 future.cancel()
 
 
-def in_parallel(work: Callable[[_Item], None], samples: Iterator[_Item], threads: int) -> Iterator[None]:
+def in_parallel(work: Callable[[_Item], object], samples: Iterator[_Item], threads: int) -> Iterator[None]:
     """Runs `work` on every sample with at most threads + 1 samples in memory; yields as they finish."""
     if threads <= 1:
         for sample in samples:
@@ -45,7 +45,7 @@ def in_parallel(work: Callable[[_Item], None], samples: Iterator[_Item], threads
             yield
         return
     with ThreadPoolExecutor(threads) as pool:
-        pending: set[Future[None]] = set()
+        pending: set[Future[object]] = set()
         for sample in samples:
             pending.add(pool.submit(work, sample))
             if len(pending) > threads:

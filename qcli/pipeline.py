@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +25,7 @@ from qcli.existing import refuse_quantized
 from qcli.files import replace_file, scratch_folder
 from qcli.finish import Finishing, Settled
 from qcli.gates import check_gates, evaluate, refuse_unrun, unmeasured
-from qcli.graph import Model, check_sizes, infer_shapes, load_model, save_model
+from qcli.graph import Model, check_sizes, infer_shapes, load_model, move_model, save_model
 from qcli.halves import doubts_about_halves, refuse_done
 from qcli.held_out import Trial
 from qcli.job import QuantizeJob, threads_of
@@ -33,7 +34,7 @@ from qcli.job_results import converted_by, memory_of, reasons_of
 from qcli.job_samples import calibration_samples, evaluation_samples, named_evaluation, step_samples
 from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
-from qcli.measured import requests_of, wishes_of
+from qcli.measured import requests_of, weight_requests, wishes_of
 from qcli.memory import budget_of
 from qcli.opsets import required_opset, written_opset
 from qcli.parallel import MOST_AT_ONCE
@@ -57,13 +58,19 @@ from qcli.report import (
     size_of,
     with_gates,
 )
-from qcli.solve import Solution, solve
+from qcli.solve import Solution
 from qcli.statistics import Statistics, load_statistics
 from qcli.storage import read_storage
 from qcli.suitability import refuse_version
+from qcli.teaching import Teaching, solve_taught
 from qcli.types import Plan, Request
 from qcli.validate import Means, ValidateJob, Validation, means_of, validate, with_validation
 from qcli.watch import Watch
+
+_NO_SAMPLES = "static quantization needs samples to calibrate with"
+_WITHOUT_SAMPLES = (
+    "name a folder with -d, or 'samples' in the recipe; int8-weights, int8-dynamic, int8-data-free need none"
+)
 
 FallBack = Callable[[QuantizeJob, Prepared, Watch], tuple[Prepared, FallbackFacts | None]]
 """What keeps a recipe's `fallback`: it puts into recipe and plan what goes back to float. See `qcli.fallback`."""
@@ -97,30 +104,44 @@ def quantize(job: QuantizeJob, watch: Watch | None = None, fall_back: FallBack |
     quantized = converted.model if converted is not None else quantized
     watch.phase("validate")
     with scratch_folder() as folder:
-        written = folder / output_path(job).name
-        save_model(quantized, written)
-        facts = msgspec.structs.replace(file_facts(written, load_model(written)), path=str(output_path(job)))
+        made = _Made(quantized, folder / output_path(job).name)
+        save_model(quantized, made.path)
+        facts = msgspec.structs.replace(file_facts(made.path, load_model(made.path)), path=str(output_path(job)))
         reasons = reasons_of(plan, converted)
-        validation = validate(_validate_job(job, reasons, evaluation, written, means)) if means.runs else None
-        storage = read_storage(written)
-        memory = memory_of(job, prepared, written) if job.memory and means.runs else None
-    if means.why:
-        watch.warn(means.why)
-    report = _report(job, prepared, validation, watch)
-    report = msgspec.structs.replace(
-        report,
-        fallback=fallback,
-        conversion=converted.facts if converted is not None else None,
-        output=facts,
-        size=size_of(_facts_of(report.model), facts, storage),
-        memory=memory,
-        seconds=Seconds(**watch.finish()),
-        peak_memory_mb=peak_memory_mb(),
-    )
-    report = with_gates(report, evaluate(gates, report))
-    if job.encodings is not None and (report.status == "passed" or job.keep_failing):
-        replace_file(job.encodings, encodings_json(plan, solution, job.encodings_version))
-    return _finish(job, prepared, quantized, report, watch)
+        validation = validate(_validate_job(job, reasons, evaluation, made.path, means)) if means.runs else None
+        storage = read_storage(made.path)
+        memory = memory_of(job, prepared, made.path) if job.memory and means.runs else None
+        if means.why:
+            watch.warn(means.why)
+        report = _report(job, prepared, validation, watch)
+        report = msgspec.structs.replace(
+            report,
+            fallback=fallback,
+            conversion=converted.facts if converted is not None else None,
+            output=facts,
+            size=size_of(_facts_of(report.model), facts, storage),
+            memory=memory,
+            seconds=Seconds(**watch.finish()),
+            peak_memory_mb=peak_memory_mb(),
+        )
+        report = with_gates(report, evaluate(gates, report))
+        if job.encodings is not None and (report.status == "passed" or job.keep_failing):
+            replace_file(job.encodings, encodings_json(plan, solution, job.encodings_version))
+        return _finish(job, prepared, made, report, watch)
+
+
+class _Made(NamedTuple):
+    """The result, and the file that was judged."""
+
+    model: Model
+    path: Path
+
+    def save(self, path: Path) -> None:
+        """Writes it; of a large model the file is moved, since each of its weights would be rounded again."""
+        if self.model.large and self.path.name == path.name:
+            move_model(self.model, self.path, path)
+        else:
+            save_model(self.model, path)
 
 
 def prepare_job(job: QuantizeJob, watch: Watch) -> Prepared:
@@ -154,7 +175,7 @@ def calibrate_job(job: QuantizeJob, watch: Watch | None = None) -> Statistics:
 
 def settle_job(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Plan, Statistics]:
     """The statistics that a plan needs, and what they leave of the plan."""
-    statistics = _measure(job, prepared, watch) if job.stats is None else _read_statistics(job.stats, prepared)
+    statistics = _statistics(job, prepared, watch)
     watch.phase("solve")
     if job.plan is None:
         plan = refine_plan(prepared.model, prepared.recipe, prepared.plan, statistics)
@@ -190,14 +211,26 @@ def finish_job(job: QuantizeJob, prepared: Prepared, work: Settled, watch: Watch
         trial = Trial(prepared.source, prepared.recipe, prepared.calibration, stride=4, threads=threads_of(job))
     model, recipe, plan = prepared.model, prepared.recipe, work.plan
     ends = partial(ends_of_inputs, model, plan, recipe)
-    return Finishing(work, solve(*work, threads=threads_of(job)), watch, trial=trial, inputs=ends).run(recipe.finish)
+    teaching = Teaching(prepared.calibration, watch) if prepared.calibration is not None else None
+    solution = solve_taught(*work, threads=threads_of(job), teaching=teaching)
+    return Finishing(work, solution, watch, trial=trial, inputs=ends).run(recipe.finish)
+
+
+def _statistics(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
+    if job.stats is not None:
+        return _read_statistics(job.stats, prepared)
+    if weight_requests(prepared.plan, prepared.model):
+        if prepared.calibration is None:
+            raise NothingToDoError(_NO_SAMPLES, _WITHOUT_SAMPLES)
+        check_memory(prepared.model, budget_of(job.max_memory))
+    if prepared.model.large and not _requests(job, prepared):
+        return Statistics.empty(())  # nobody will read the digests, which take as long as reading the model
+    return _measure(job, prepared, watch)
 
 
 def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
-    requests = requests_of(prepared.plan, prepared.model)
     watch.phase("calibrate")
-    if prepared.calibration is not None and job.plan is None:
-        requests = tuple(dict.fromkeys((*requests, *wishes_of(prepared.plan, prepared.model))))
+    requests = _requests(job, prepared)
     empty = Statistics.empty(
         requests,
         model_sha256=prepared.source.sha256,
@@ -207,10 +240,7 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     if not requests:
         return empty
     if prepared.calibration is None:
-        raise NothingToDoError(
-            "static quantization needs samples to calibrate with",
-            "name a folder with -d, or 'samples' in the recipe; int8-weights, int8-dynamic, int8-data-free need none",
-        )
+        raise NothingToDoError(_NO_SAMPLES, _WITHOUT_SAMPLES)
     key = _cache_key(job, prepared, requests)
     known = find_statistics(key) if key is not None else None
     if known is not None:
@@ -221,6 +251,13 @@ def _measure(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Statistics:
     if key is not None:
         keep_statistics(key, statistics)
     return statistics
+
+
+def _requests(job: QuantizeJob, prepared: Prepared) -> tuple[Request, ...]:
+    requests = requests_of(prepared.plan, prepared.model)
+    if prepared.calibration is None or job.plan is not None:
+        return requests
+    return tuple(dict.fromkeys((*requests, *wishes_of(prepared.plan, prepared.model))))
 
 
 def _cache_key(job: QuantizeJob, prepared: Prepared, requests: tuple[Request, ...]) -> str | None:
@@ -284,16 +321,16 @@ def _dry_report(job: QuantizeJob, prepared: Prepared, watch: Watch) -> Report:
     return msgspec.structs.replace(report, warnings=tuple(watch.warnings), seconds=Seconds(**watch.finish()))
 
 
-def _finish(job: QuantizeJob, prepared: Prepared, quantized: Model, report: Report, watch: Watch) -> Report:
+def _finish(job: QuantizeJob, prepared: Prepared, made: _Made, report: Report, watch: Watch) -> Report:
     """Writes what was asked for: the model if its gates hold, the reports in any case."""
     output = output_path(job)
     facts = _facts_of(report.output)
     rejected = output.with_name(f"{output.stem}.rejected.onnx")
     if report.status == "passed":
-        save_model(quantized, output)
+        made.save(output)
     elif job.keep_failing:
-        save_model(quantized, rejected)
-        facts = file_facts(rejected) if quantized.large else facts  # which names its data after itself
+        made.save(rejected)
+        facts = file_facts(rejected) if made.model.large else facts  # which names its data after itself
         report = msgspec.structs.replace(report, output=msgspec.structs.replace(facts, path=str(rejected)))
     else:
         report = msgspec.structs.replace(report, output=None)

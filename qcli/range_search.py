@@ -12,8 +12,9 @@ import numpy as np
 from qcli.calibrate import Progress
 from qcli.measured import seen
 from qcli.plugins import choice_of
-from qcli.solve import Solution, site_key, tied
+from qcli.solve import Solution, site_key
 from qcli.statistics import Statistics
+from qcli.ties import tied
 from qcli.types import Entry, Plan, Role, Scale
 
 _WORTH_DB = 0.02

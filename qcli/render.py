@@ -193,6 +193,9 @@ def _accuracy_rows(accuracy: Accuracy) -> Iterator[tuple[str, str]]:
         yield "top-5", _scores(accuracy.top5)
     if accuracy.agreement is not None:
         yield "agreement", f"{_percent(accuracy.agreement)} with the float model's top-1"
+    if accuracy.perplexity is not None:
+        found = accuracy.perplexity
+        yield "perplexity", f"{found.quantized:.4g}, float {found.float_:.4g}, ratio {found.ratio:.4f}"
 
 
 def _kernel_rows(kernels: KernelFacts) -> Iterator[tuple[str, str]]:

@@ -67,6 +67,22 @@ class Scores(Noun, frozen=True, kw_only=True):
     drop: float
 
 
+class Perplexities(Noun, frozen=True, kw_only=True):
+    """The perplexity of both models on the samples' tokens, from 1. `ratio` = quantized / float."""
+
+    float_: float = msgspec.field(name="float")
+    quantized: float
+    ratio: float
+
+
+class Likelihoods(Noun, frozen=True, kw_only=True):
+    """The mean negative log-likelihood of the next token in nats, of both models. `increase` = quantized - float."""
+
+    float_: float = msgspec.field(name="float")
+    quantized: float
+    increase: float
+
+
 class OutputAccuracy(Noun, frozen=True, kw_only=True):
     """One output: the first three for floats, `equal` (share of equal elements) for anything else."""
 
@@ -77,13 +93,18 @@ class OutputAccuracy(Noun, frozen=True, kw_only=True):
 
 
 class Accuracy(Noun, frozen=True, kw_only=True):
-    """`sqnr` (dB) and `cosine` are those of the worst float output. `agreement` is for classifiers alone."""
+    """`sqnr` (dB) and `cosine` are those of the worst float output. `agreement` is for classifiers alone.
+
+    `perplexity` and `nll` are for models that give logits for the next of the tokens that their samples hold.
+    """
 
     sqnr: float | None = None
     cosine: float | None = None
     agreement: float | None = None
     top1: Scores | None = None
     top5: Scores | None = None
+    perplexity: Perplexities | None = None
+    nll: Likelihoods | None = None
     outputs: dict[str, OutputAccuracy] = msgspec.field(default_factory=dict)
 
 

@@ -14,7 +14,7 @@ from qcli.blas import single_threaded
 from qcli.blocks import fitted, interval_of, rounded
 from qcli.distribution import Distribution, from_weights
 from qcli.energies import energies_of, energy_requests
-from qcli.graph import Model, Node, constant_of, node_key
+from qcli.graph import Model, Node, constant_of, node_key, set_aside
 from qcli.layers import bias_layer
 from qcli.learn import inputs_of, learned, learned_requests, learns
 from qcli.levels import is_uniform
@@ -27,6 +27,7 @@ from qcli.scales import equal, same_levels, union, unsigned
 from qcli.statistics import Statistics
 from qcli.tables import table_of
 from qcli.targets._support import traits_of
+from qcli.ties import tied
 from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
 
 _INT32_MAX = 2**31 - 1
@@ -63,7 +64,7 @@ def site_key(entry: Entry) -> SiteKey:
 
 def solve(model: Model, plan: Plan, statistics: Statistics, threads: int = 1) -> Solution:
     """Scales for all entries and codes for all constants of the plan; the same on any number of threads."""
-    solver = _Solver(model, plan, statistics, threads=threads)
+    solver = Solver(model, plan, statistics, threads=threads)
     solver.activations()
     with single_threaded():
         solver.weights()
@@ -76,7 +77,7 @@ def solve_again(model: Model, plan: Plan, statistics: Statistics, known: Solved,
 
     Codes that were learned, scales that were searched and biases that were corrected stay; what is new is solved.
     """
-    solver = _Solver(model, plan, statistics, threads=threads)
+    solver = Solver(model, plan, statistics, threads=threads)
     solver.activations()
     solver.adopt(known)
     with single_threaded():
@@ -90,7 +91,7 @@ def with_fitting_biases(model: Model, plan: Plan, solution: Solution) -> Solutio
 
     Biases that were corrected since keep their corrections.
     """
-    solver = _Solver(model, plan, Statistics.empty(()), Solution(dict(solution.scales), dict(solution.codes)))
+    solver = Solver(model, plan, Statistics.empty(()), Solution(dict(solution.scales), dict(solution.codes)))
     solver.biases()
     ends = (-_INT32_MAX - 1, _INT32_MAX)
     biases = (solver.solution.codes[site_key(entry)] for entry in plan.entries if entry.site.role is Role.BIAS)
@@ -99,26 +100,26 @@ def with_fitting_biases(model: Model, plan: Plan, solution: Solution) -> Solutio
 
 def activation_scales(model: Model, plan: Plan, statistics: Statistics) -> dict[SiteKey, Scale]:
     """The scales of the activations alone."""
-    solver = _Solver(model, plan, statistics)
+    solver = Solver(model, plan, statistics)
     solver.activations()
     return solver.solution.scales
 
 
-class _Solver:
+class Solver:
     def __init__(
         self, model: Model, plan: Plan, statistics: Statistics, known: Solution | None = None, threads: int = 1
     ) -> None:
-        self._plan = plan
+        self.plan = plan
         self._threads = 1 if model.large else min(threads, MOST_AT_ONCE)
-        self._statistics = statistics
-        self._large = model.large
+        self.statistics = statistics
+        self.model = model
         self._values = values_of(model)
         self._nodes = {node_key(node): node for node in model.nodes()}
         self._by_value: dict[str, Scale] = {}
         self._target = create("targets", plan.target)
         self._unsigned = traits_of(self._target).unsigned_activations
-        self._learned = learned_requests(plan, model)
-        self._energies = energy_requests(plan, model)
+        self.learned = learned_requests(plan, model) if not model.large else {}
+        self.energies = energy_requests(plan, model) if not model.large else {}
         self.solution = known or Solution()
         for entry in plan.entries if known is not None else ():
             if entry.site.role is Role.OUTPUT or entry.site.value not in self._by_value:
@@ -126,10 +127,10 @@ class _Solver:
 
     def activations(self) -> None:
         """Each value gets the interval of its own range; tied values share the union of theirs."""
-        entries = [entry for entry in self._plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)]
+        entries = [entry for entry in self.plan.entries if entry.site.role in (Role.INPUT, Role.OUTPUT)]
         found = in_order(self._interval, entries, self._threads)
         intervals = {site_key(entry): interval for entry, interval in zip(entries, found, strict=True)}
-        groups = tied(self._plan)
+        groups = tied(self.plan)
         shared: dict[str, list[Interval]] = {}
         for entry in entries:
             shared.setdefault(groups.get(entry.site.value, entry.site.value), []).append(intervals[site_key(entry)])
@@ -153,9 +154,9 @@ class _Solver:
             for entry in known.plan.entries
             if entry.site.role in (Role.INPUT, Role.OUTPUT)
         }
-        groups = tied(self._plan)
+        groups = tied(self.plan)
         scales: dict[str, Scale | None] = {}
-        for entry in self._plan.entries:
+        for entry in self.plan.entries:
             key = site_key(entry)
             if self._is_activation(entry):
                 group, scale = groups.get(entry.site.value, entry.site.value), by_value.get(entry.site.value)
@@ -165,20 +166,28 @@ class _Solver:
             elif before.get(key) == entry:
                 self.solution.scales[key] = known.solution.scales[key]
                 self.solution.codes[key] = known.solution.codes[key]
-        for entry in self._plan.entries:
+        for entry in self.plan.entries:
             scale = scales.get(groups.get(entry.site.value, entry.site.value))
             if scale is not None and self._is_activation(entry):
                 self.solution.scales[site_key(entry)] = self._by_value[entry.site.value] = scale
 
     def weights(self) -> None:
         """Weights that several nodes read get one scale, which is wide enough for all of them."""
+        self.keep(self.groups())
+
+    def groups(self) -> list[list[Entry]]:
+        """The weights without codes, those together that are decided alike."""
         groups: dict[tuple[str, str], list[Entry]] = {}
-        for entry in self._plan.entries:
+        for entry in self.plan.entries:
             if entry.site.role is Role.WEIGHT and site_key(entry) not in self.solution.codes:
                 decided = repr((entry.grid, entry.range, entry.rounding))
                 groups.setdefault((entry.site.value, decided), []).append(entry)
-        found = in_order(self._weight, groups.values(), self._threads)
-        for entries, (scale, codes) in zip(groups.values(), found, strict=True):
+        return list(groups.values())
+
+    def keep(self, groups: list[list[Entry]]) -> None:
+        """Solves these weights."""
+        found = in_order(self._weight, groups, self._threads)
+        for entries, (scale, codes) in zip(groups, found, strict=True):
             for entry in entries:
                 self.solution.scales[site_key(entry)] = scale
                 self.solution.codes[site_key(entry)] = codes
@@ -186,11 +195,13 @@ class _Solver:
     def _weight(self, entries: list[Entry]) -> tuple[Scale, Array | Deferred]:
         entry = entries[0]
         weight = self._weight_array(entry)
-        energies = energies_of(self._nodes[entry.site.node], self._energies.get(entry.site.node), self._statistics)
-        if not is_uniform(entry.grid):
-            return self._coded(entries, table_of(weight, entry, energies, thin=self._large))
         find = partial(create("ranges", entry.range).interval, grid=entry.grid)
-        interval, dead = interval_of(weight, entry.grid, find, thin=self._large, energies=energies)
+        energies = energies_of(self._nodes[entry.site.node], self.energies.get(entry.site.node), self.statistics)
+        if not is_uniform(entry.grid):
+            return self._coded(entries, table_of(weight, entry, energies, thin=self.model.large))
+        quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
+        known = partial(quick, grid=entry.grid) if quick is not None else None
+        interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies, quick=known)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
@@ -205,31 +216,31 @@ class _Solver:
         learned_codes = self._learn(entries, scale, np.zeros(scale.scale.shape) if floor is None else floor)
         return learned_codes if learned_codes is not None else (scale, self._codes(entries[0], scale))
 
-    def _learn(self, entries: list[Entry], scale: Scale, floor: Float64Array) -> tuple[Scale, Array] | None:
+    def _learn(self, entries: list[Entry], scale: Scale, floor: Float64Array) -> tuple[Scale, Array | Deferred] | None:
         """The codes that serve the samples best, and their scale.
 
         None for weights that do not learn, or that several nodes read.
         """
         node = entries[0].site.node
-        if len(entries) != 1 or node not in self._learned:
+        if len(entries) != 1 or node not in self.learned:
             return None
-        inputs = inputs_of(self._learned[node], self._statistics)
+        inputs = inputs_of(self.learned[node], self.statistics)
         if inputs is None:
             return None
         codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor)
-        return fitted, codes
+        return fitted, set_aside(self.model.graph, codes)
 
     def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
         """The codes of a weight; those of a large model are computed again each time they are needed."""
         encode = create("roundings", "squant" if learns(entry) else entry.rounding).round
-        if not self._large:
+        if not self.model.large:
             return rounded(self._weight_array(entry), scale, encode)
         shape = self._weight_array(entry).shape
         return Deferred(shape, scale.dtype, lambda: rounded(self._weight_array(entry), scale, encode))
 
     def biases(self) -> None:
         """scale = s_x * s_w, along the weight's output channels."""
-        for entry in self._plan.entries:
+        for entry in self.plan.entries:
             if entry.site.role is Role.BIAS:
                 layer = self._layer_of(entry)
                 product = self._input_scale(layer) * self._weight_scale(layer)
@@ -282,7 +293,7 @@ class _Solver:
         array = self._constant(entry)
         if array is not None:
             return from_weights(np.asarray(array, np.float32), None)
-        return seen_at(entry, self._statistics)
+        return seen_at(entry, self.statistics)
 
     def _is_activation(self, entry: Entry) -> bool:
         return is_activation(entry, self._values)
@@ -310,22 +321,7 @@ class _Solver:
         return layer
 
     def _bias_of(self, node: Node) -> Array | None:
-        for entry in self._plan.entries:
+        for entry in self.plan.entries:
             if entry.site.role is Role.BIAS and self._layer_of(entry) is node:
                 return self._constant(entry)
         return None
-
-
-def tied(plan: Plan) -> dict[str, str]:
-    """The representative of each tied value's group."""
-    parent: dict[str, str] = {}
-
-    def find(value: str) -> str:
-        while parent.setdefault(value, value) != value:
-            value = parent[value]
-        return value
-
-    for tie in plan.ties:
-        for value in tie.values[1:]:
-            parent[find(value)] = find(tie.values[0])
-    return {value: find(value) for value in parent}

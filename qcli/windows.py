@@ -37,6 +37,11 @@ def window_of(node: Node, most: int) -> Window | None:
     return None
 
 
+def takes_transposed(node: Node) -> bool:
+    """True for a Gemm whose matrix has its output channels first."""
+    return _switch(node, "transB")
+
+
 def reads_of(node: Node, shape: tuple[int, ...], window: Window) -> int:
     """The elements that one output of a layer with a weight of `shape` reads: K of all blocks of a group together."""
     if node.op_type == "ConvTranspose":

@@ -24,7 +24,7 @@ from models import (
     wrapped,
 )
 
-from qcli import calibrate
+from qcli import calibrate, one_sweep
 from qcli.calibrate import collect
 from qcli.dataset import open_dataset
 from qcli.errors import InputError, NothingToDoError, RuntimeFailure
@@ -112,7 +112,7 @@ def test_small_groups_see_the_same_values(monkeypatch: pytest.MonkeyPatch, limit
     stream = stream_for(model, 4)
     empty = Statistics.empty(requests_for(model))
     whole = collect(model, empty, stream)
-    monkeypatch.setattr(calibrate, "_TAP_BYTES", limit)
+    monkeypatch.setattr(calibrate, "TAP_BYTES", limit)
     grouped = collect(model, Statistics.empty(requests_for(model)), stream)
     for request in requests_for(model):
         one, other = (known.get(request).distribution() for known in (whole, grouped))
@@ -128,11 +128,11 @@ def test_groups_are_bounded_and_complete(monkeypatch: pytest.MonkeyPatch) -> Non
         return Session(model, **options)
 
     model = wrapped(conv_net())
-    monkeypatch.setattr(calibrate, "Session", spy)
+    monkeypatch.setattr(one_sweep, "Session", spy)
     wanted = requests_for(model)
     collect(model, Statistics.empty(wanted), stream_for(model, 1))
     assert len(seen) == 1
-    monkeypatch.setattr(calibrate, "_TAP_BYTES", 1)
+    monkeypatch.setattr(calibrate, "TAP_BYTES", 1)
     collect(model, Statistics.empty(wanted), stream_for(model, 1))
     assert len(seen) == 1 + len(wanted), "one value at a time"
 

@@ -58,6 +58,7 @@ LAYERS = {
         "paired",
         "storage_roles",
         "scale_forms",
+        "ties",
     ),
     "what follows from it": (
         "granularity",
@@ -80,6 +81,7 @@ LAYERS = {
         "encodings.*",
         "steps.*",
     ),
+    "a sweep": ("one_sweep",),
     "facts": (
         "recipe",
         "report",
@@ -93,6 +95,7 @@ LAYERS = {
         "half_nodes",
         "scales",
     ),
+    "sweep by sweep": ("by_parts",),
     "parts of a stage": (
         "suitability",
         "matching",
@@ -145,6 +148,7 @@ LAYERS = {
         "job_files",
         "learnable",
         "aimet",
+        "teaching",
     ),
     "learning in place": (
         "held_out",

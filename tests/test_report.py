@@ -60,7 +60,7 @@ def test_every_key_is_there_and_null_where_nothing_was_measured() -> None:
     [
         (FileFacts(path="m", sha256="0", bytes=1, opset=17, nodes=2, parameters=3),
          ["path", "sha256", "bytes", "opset", "nodes", "parameters"]),
-        (Accuracy(), ["sqnr", "cosine", "agreement", "top1", "top5", "outputs"]),
+        (Accuracy(), ["sqnr", "cosine", "agreement", "top1", "top5", "perplexity", "nll", "outputs"]),
         (OutputAccuracy(), ["sqnr", "cosine", "max_abs", "equal"]),
         (Scores(float_=1, quantized=1, drop=0), ["float", "quantized", "drop"]),
         (KernelFacts(integer=1, float_=0, integer_share=1, by_kernel={}),

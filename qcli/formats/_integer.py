@@ -17,6 +17,9 @@ _SMALLEST_SCALE = np.finfo(np.float32).tiny * 2.0**8
 
 _BYTE = 8
 
+_PIECE = 1 << 16
+"""Values that are encoded at a time: their temporaries stay in the cache."""
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -70,7 +73,7 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if grid.symmetric:
             middle = 0 if lowest < 0 else (highest + 1) // 2
             exact = np.maximum(-lower / (middle - lowest), upper / (highest - middle))
-            zero_point = np.full(exact.shape, middle, dtype=np.int64)
+            zero_point = np.broadcast_to(np.int64(middle), exact.shape)
         else:
             exact = (upper - lower) / (highest - lowest)
             zero_point = np.rint(lowest - lower / _storable(exact)).clip(lowest, highest).astype(np.int64)
@@ -87,11 +90,17 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def encode(self, values: FloatArray, scale: Scale) -> Array:
         """Codes of `values` in their shape: to the nearest level, ties to even codes, saturated."""
-        step, zero_point = _along(scale, values.shape)
-        with np.errstate(over="ignore"):
-            codes = np.divide(values, step, dtype=np.float32)
-        codes = np.rint(codes, out=codes) if codes.ndim else np.rint(codes)
-        return (codes + zero_point).clip(scale.lowest, scale.highest).astype(scale.dtype)
+        if not values.ndim or values.size == 0:
+            return _codes(values, *_along(scale, values.shape), scale)
+        steps, zero_points, cut = _in_blocks(scale, values.shape)
+        source = values.reshape(cut)
+        codes = np.empty(cut, scale.dtype)
+        height = max(1, _PIECE * len(source) // source.size)
+        for begin in range(0, len(source), height):
+            piece = slice(begin, begin + height)
+            step, zero_point = (array[piece] if array.shape[0] > 1 else array for array in (steps, zero_points))
+            codes[piece] = _codes(source[piece], step, zero_point, scale)
+        return codes.reshape(values.shape)
 
     def decode(self, codes: Array, scale: Scale) -> FloatArray:
         """The real values of `codes`, float32, in their shape."""
@@ -108,6 +117,30 @@ def _finite(scale: FloatArray, farthest: npt.NDArray[np.int64]) -> FloatArray:
     """`scale`, reduced where the level `farthest` from zero would decode beyond the largest float32."""
     largest = np.nextafter((_LARGEST / farthest).astype(np.float32), np.float32(0.0))
     return np.minimum(scale, largest)
+
+
+def _codes(values: FloatArray, steps: Array, zero_points: Array, scale: Scale) -> Array:
+    with np.errstate(over="ignore"):
+        codes = np.asarray(np.divide(values, steps, dtype=np.float32))
+    np.rint(codes, out=codes)
+    if zero_points.any():
+        codes += zero_points
+    return np.clip(codes, scale.lowest, scale.highest, out=codes).astype(scale.dtype)
+
+
+def _in_blocks(scale: Scale, shape: tuple[int, ...]) -> tuple[Array, Array, tuple[int, ...]]:
+    """Steps and zero points that broadcast against an array of `shape` once it has the shape that comes third.
+
+    Blocks that are all whole are an axis of their own, so that nothing has to be repeated for each element.
+    """
+    axis, block = scale.axis, scale.block
+    if axis is not None and block is not None and shape[axis] % block == 0:
+        cut = (*shape[:axis], shape[axis] // block, block, *shape[axis + 1 :])
+        steps, zero_points = (np.expand_dims(array, axis + 1) for array in (scale.scale, scale.zero_point))
+        return steps, zero_points.astype(np.float32), cut
+    steps, zero_points = _along(scale, shape)
+    ones = (1,) * len(shape)
+    return (steps.reshape(steps.shape or ones), zero_points.reshape(zero_points.shape or ones), shape)
 
 
 def _along(scale: Scale, shape: tuple[int, ...]) -> tuple[Array, Array]:

@@ -34,9 +34,11 @@ from qcli.graph.load import load_model
 from qcli.graph.model import DataType, Graph, Model, Node, Value
 from qcli.graph.names import original_name
 from qcli.graph.normalize import normalize_graph
+from qcli.graph.on_disk import set_aside
 from qcli.graph.opset import cannot_raise, file_version_with, raise_opset
 from qcli.graph.packed import add_packed, is_packed, native_type, packed_opset, packed_type, stored_bits
-from qcli.graph.save import save_model
+from qcli.graph.parts import Part, part_bytes, parts_of
+from qcli.graph.save import move_model, save_model
 from qcli.graph.sharing import share_between_bodies
 from qcli.graph.switch import add_switch, choose_operand, choose_result, passed_on
 
@@ -53,6 +55,7 @@ __all__ = [
     "Halves",
     "Model",
     "Node",
+    "Part",
     "Value",
     "add_initializer",
     "add_packed",
@@ -81,6 +84,7 @@ __all__ = [
     "is_packed",
     "load_model",
     "make_node",
+    "move_model",
     "native_type",
     "node_key",
     "normalize_graph",
@@ -90,12 +94,15 @@ __all__ = [
     "other_floats",
     "packed_opset",
     "packed_type",
+    "part_bytes",
+    "parts_of",
     "passed_on",
     "raise_opset",
     "remove_node",
     "replace_value",
     "round_as_halves",
     "save_model",
+    "set_aside",
     "set_constant",
     "share_between_bodies",
     "share_initializer",

@@ -122,6 +122,15 @@ def tensor_of(
     return ir.tensor(whole, dtype=dtype)
 
 
+def set_aside(graph: ir.Graph, array: Array) -> Array | Deferred:
+    """The array; one that a large model should not keep in memory lies on its shelf, and is read when it is needed."""
+    if _SHELF not in graph.meta or array.nbytes < STORED_BYTES:
+        return array
+    shelf: Shelf = graph.meta[_SHELF]
+    stored = shelf.put(array)
+    return Deferred(array.shape, array.dtype.name, stored.numpy)
+
+
 def blocks_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
     """The bytes of a tensor as the file format has them."""
     if isinstance(tensor, StoredTensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,8 +41,39 @@ def save_model(model: Model, path: Path) -> None:
         new = _save_with_external_data(model, path)
     else:
         replace_file(path, model.serialize())
+    _tidy(model, {file for file in old if file != new})
+
+
+def move_model(model: Model, source: Path, path: Path) -> None:
+    """Brings a large model that `save_model` wrote in another folder to `path`, under the same name.
+
+    Files are copied where they cannot be moved. Raises the errors of `save_model`.
+    """
+    old, data = _own_data(path), sorted(_own_data(source))
+    fresh = [path.with_name(file.name) for file in data if not path.with_name(file.name).exists()]
+    try:
+        for file in (*data, source):
+            _move(file, path.with_name(file.name))
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        for file in set(fresh) - _own_data(path):
+            file.unlink(missing_ok=True)
+    _tidy(model, old - {path.with_name(file.name) for file in data})
+
+
+def _move(source: Path, path: Path) -> None:
+    """Puts a file into its place whole, from another disk if need be."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with unfinished(partial):
+        shutil.move(source, partial)
+        os.replace(partial, path)
+
+
+def _tidy(model: Model, files: set[Path]) -> None:
+    """Takes away data that nobody reads any more."""
     read = {tensor.source for tensor in model.constants() if isinstance(tensor, StoredTensor)}
-    for file in old - {new} - read:
+    for file in files - read:
         with suppress(OSError):
             file.unlink()
 

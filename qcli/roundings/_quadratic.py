@@ -63,16 +63,49 @@ def compensate(rows: Rows, products: Float64Array) -> Float64Array:
     size = left.shape[-1]
     for begin in range(0, size, _BLOCK):
         end = min(begin + _BLOCK, size)
-        errors = np.empty((*left.shape[:2], end - begin))
-        for column in range(begin, end):
-            input_ = int(order[column])
-            step = column_of(rows.sizes, input_)
-            codes[..., column] = rows.nearest(left[..., column] / step, input_)
-            error = (left[..., column] - codes[..., column] * step) / upper[:, column, column, None]
-            errors[..., column - begin] = error
-            left[..., column:end] -= error[..., None] * upper[:, None, column, column:end]
+        block = _Columns(rows, order[begin:end], left[..., begin:end])
+        errors = block.compensate(upper[:, begin:end, begin:end])
+        codes[..., begin:end] = block.codes
         left[..., end:] -= errors @ upper[:, begin:end, end:]
     return better(codes[..., np.argsort(order)], nearest(rows), rows, products)
+
+
+class _Columns:
+    """Some columns of the rows [groups, R, columns] one behind the other in memory, as they are worked on."""
+
+    def __init__(self, rows: Rows, inputs: Array, left: Float64Array) -> None:
+        self._rows = rows
+        self._inputs = inputs
+        self._left = np.ascontiguousarray(np.swapaxes(left, 1, 2))
+        self._grid = [_turned(array, inputs) for array in rows.grid()]
+        self._codes = np.empty_like(self._left)
+
+    @property
+    def codes(self) -> Float64Array:
+        return np.swapaxes(self._codes, 1, 2)
+
+    def compensate(self, upper: Float64Array) -> Float64Array:
+        """Rounds them in order; what each errs [groups, R, columns], in the unit of the factor `upper`."""
+        errors = np.empty_like(self._left)
+        for column in range(self._left.shape[1]):
+            lowest, highest, step = (array[:, column if array.shape[1] > 1 else 0] for array in self._grid)
+            exact, codes = self._left[:, column], self._codes[:, column]
+            np.divide(exact, step, out=codes)
+            if self._rows.table is None:
+                np.rint(codes, out=codes)
+                np.clip(codes, lowest, highest, out=codes)
+            else:
+                codes[:] = self._rows.nearest(codes, int(self._inputs[column]))
+            errors[:, column] = (exact - codes * step) / upper[:, column, column, None]
+            for later in range(column + 1, self._left.shape[1]):
+                self._left[:, later] -= errors[:, column] * upper[:, column, later, None]
+        return np.swapaxes(errors, 1, 2)
+
+
+def _turned(array: Float64Array, columns: Array) -> Float64Array:
+    """Columns of an array [groups, R, K] as [groups, columns, R]; of one with a single column for all, this one."""
+    some = array[..., columns] if array.shape[-1] > 1 else array
+    return np.ascontiguousarray(np.swapaxes(some, 1, 2))
 
 
 def _inverse_factor(products: Float64Array) -> Float64Array:

@@ -66,6 +66,10 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
         )
         return msgspec.structs.replace(self, exact=exact, lowest=lowest, highest=highest, sizes=sizes)
 
+    def grid(self) -> tuple[Float64Array, Float64Array, Float64Array]:
+        """The lowest codes, the highest and the sizes of the steps, each for all inputs or one for all."""
+        return self.lowest, self.highest, self.sizes
+
     def columns(self, some: slice | int) -> tuple[Float64Array, Float64Array, Float64Array]:
         """The lowest codes, the highest and the sizes of some inputs; of all where they are the same for all."""
         return column_of(self.lowest, some), column_of(self.highest, some), column_of(self.sizes, some)

@@ -39,7 +39,7 @@ def close(left: float, right: float) -> bool:
 
 
 def test_all_metrics_are_known() -> None:
-    assert plugins.names("metrics") == ("cosine", "max_abs", "sqnr", "top_k")
+    assert plugins.names("metrics") == ("cosine", "max_abs", "perplexity", "sqnr", "top_k")
 
 
 @pytest.mark.parametrize("name", [*PAIRWISE, "top_k"])
