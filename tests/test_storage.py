@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,9 @@ from qcli.side_by_side import CompareJob, compare_models
 from qcli.sizes import Storage
 from qcli.storage import read_storage
 from qcli.types import Array
+
+PLAIN = "prepare=[normalize]"
+FOUR_BITS = "rules=[{match: {role: weight}, grid: {format: int4, granularity: channel}}]"
 
 
 def total(storage: Storage) -> int:
@@ -61,10 +65,10 @@ def test_float_models(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "recipe", "settings", "formats"),
     [
-        ("cnn", "int8", (), {"int8"}),
+        ("cnn", "int8", (PLAIN,), {"int8"}),
         ("gru", "int8-weights", (), {"int8"}),
         ("transformer", "int8-dynamic", (), {"int8"}),
-        ("cnn", "w4a8", (), {"int4", "int8"}),
+        ("cnn", "int8", (PLAIN, FOUR_BITS), {"int4"}),
         ("mlp", "int8-weights", ("rules=[{match: {role: weight}, grid: {format: int16}}]",), {"int16"}),
     ],
 )
@@ -259,3 +263,13 @@ def test_inspect_tells_parts_and_memory() -> None:
     assert seen.memory is not None and seen.memory.peak_mb > 1
     assert seen.bytes_by.graph > 0 and seen.weights == 56_608
     assert inspect_model(SAMPLE_MODELS / "cnn" / "model.onnx").memory is None
+
+
+@pytest.mark.zoo
+@pytest.mark.skipif("QCLI_ZOO" not in os.environ, reason="QCLI_ZOO is not set")
+def test_real_models() -> None:
+    found = sorted(Path(os.environ["QCLI_ZOO"]).glob("*/model.onnx"))
+    assert found
+    for path in found:
+        storage = stored(path)
+        assert storage.weights and storage.bytes_by.graph > 0, path

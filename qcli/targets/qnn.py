@@ -55,8 +55,6 @@ class Qnn(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
     }  # fmt: skip
     reasons: ClassVar[dict[str, str]] = {
         "LayerNormalization": "its gains and biases are not quantized; chips with float16 run it so",
-        "If": "QNN has no control flow",
-        "Loop": "QNN has no control flow",
     }
     otherwise: ClassVar[str] = "it is not among what qcli quantizes for QNN; chips with float16 may run it so"
     weights: ClassVar[tuple[str, ...]] = ("int8", "uint8")
