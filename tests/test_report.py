@@ -36,8 +36,8 @@ from qcli.report import (
 )
 
 KEYS = [
-    "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "fallback", "size", "accuracy",
-    "kernels", "latency", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
+    "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "fallback", "conversion", "size",
+    "accuracy", "kernels", "latency", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
 ]  # fmt: skip
 
 
