@@ -143,7 +143,7 @@ def test_room_is_left_for_other_samples() -> None:
 
 def test_an_input_beyond_the_range_cannot_be_converted() -> None:
     model = chain([node("MatMul", "x w1", "y")], WEIGHTS)
-    with pytest.raises(UnsupportedError, match="'x' reaches 1e.05 in the samples") as caught:
+    with pytest.raises(UnsupportedError, match=r"'x' reaches 1e.05 in the samples") as caught:
         converted(model, Convert(to="float16", io="convert"), np.full((1, 8), 1e5, np.float32))
     assert "convert.io=keep" in caught.value.hint
 
@@ -192,7 +192,8 @@ def test_bodies_stay_in_float32_and_read_what_lies_outside() -> None:
     body = helper.make_graph([node("Relu", "a", "t")], "then", [], [helper.make_empty_tensor_value_info("t")])
     other = helper.make_graph([node("Neg", "a", "e")], "else", [], [helper.make_empty_tensor_value_info("e")])
     nodes = [
-        node("MatMul", "x w1", "a"), node("If", "c", "q", then_branch=body, else_branch=other), node("MatMul", "q w2", "y"),
+        node("MatMul", "x w1", "a"), node("If", "c", "q", then_branch=body, else_branch=other),
+        node("MatMul", "q w2", "y"),
     ]  # fmt: skip
     proto = proto_of(nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, WEIGHTS)
     proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))

@@ -17,6 +17,7 @@ from qcli.errors import InputError
 from qcli.graph import load_model
 from qcli.report import (
     Accuracy,
+    ConversionFacts,
     FileFacts,
     FloatNode,
     GateResult,
@@ -36,8 +37,8 @@ from qcli.report import (
 )
 
 KEYS = [
-    "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "fallback", "size", "accuracy",
-    "kernels", "latency", "memory", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
+    "schema", "command", "status", "model", "output", "recipe", "samples", "plan", "fallback", "conversion", "size",
+    "accuracy", "kernels", "latency", "memory", "gates", "warnings", "seconds", "peak_memory_mb", "environment",
 ]  # fmt: skip
 
 
@@ -65,6 +66,7 @@ def test_every_key_is_there_and_null_where_nothing_was_measured() -> None:
         (Scores(float_=1, quantized=1, drop=0), ["float", "quantized", "drop"]),
         (KernelFacts(integer=1, float_=0, integer_share=1, by_kernel={}),
          ["integer", "float", "integer_share", "by_kernel", "kept_float", "agreement_with_unoptimized"]),
+        (ConversionFacts(to="float16", io="keep", nodes=1), ["to", "io", "nodes", "kept_float", "samples", "sqnr"]),
         (FloatNode(node="n", op="Gemm", reason="", mac_share=0.5), ["node", "op", "reason", "mac_share"]),
         (LatencyFacts(float_ms=2, ms=1, speedup=2, threads=1), ["float_ms", "ms", "speedup", "threads"]),
         (GateResult(gate="g", value=1, passed=True), ["gate", "value", "passed"]),
