@@ -16,7 +16,10 @@ _SMALLEST_BLOCK = 2
 
 
 def check_layout(grid: Grid, where: str) -> None:
-    """Raises UsageError for a granularity that does not exist, or a block where there is none."""
+    """Raises UsageError for a granularity that does not exist, a block where there is none, or a single bit."""
+    if _ONE_BIT.fullmatch(grid.format):
+        problem = f"{where}: format '{grid.format}': one bit holds zero and one more level, too few for a weight"
+        raise UsageError(problem, "take two bits or more")
     if grid.granularity not in ("tensor", "channel", "block"):
         raise UsageError(f"{where}: unknown granularity '{grid.granularity}'", "known: block, channel, tensor")
     if grid.granularity == "block" and grid.block is None:
@@ -80,6 +83,8 @@ def with_width(grid: Grid, width: int) -> Grid | None:
         return None
     return msgspec.structs.replace(grid, format=f"{found[1]}{width}", bits=None)
 
+
+_ONE_BIT = re.compile(r"u?int1")
 
 _INTEGERS = re.compile(r"(u?int)(\d+)")
 

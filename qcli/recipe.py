@@ -250,7 +250,7 @@ def _fallback(layers: list[_Layer]) -> Fallback | None:
 def _mixed(layers: list[_Layer]) -> Mixed | None:
     found = convert(_stated(layers, "mixed"), Mixed, where="recipe mixed")
     if not found.widths or 1 in found.widths:
-        hint = "a width of 1 has the levels 0 and one more, of which no weight is made up; take 2 or more"
+        hint = "a width of 1 holds zero and one more level, too few for a weight; take 2 or more"
         raise UsageError(f"recipe mixed: widths must be 2 to 8, are {list(found.widths)}", hint)
     return found if found.target_bpw is not None else None
 
@@ -287,8 +287,8 @@ def _check_plugins(recipe: Recipe) -> None:
             if named is not None:
                 create(kind, named)
         if rule.grid is not None:
-            create("formats", rule.grid.format)
             check_layout(rule.grid, sourced.origin)
+            create("formats", rule.grid.format)
 
 
 def _check_steps(recipe: Recipe) -> None:
