@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from qcli.amendments import ConversionFacts
 from qcli.calibrate import Samples, collect
 from qcli.conversion import Convert
 from qcli.errors import RuntimeFailure, UnsupportedError
@@ -28,7 +29,6 @@ from qcli.graph import (
 from qcli.half_nodes import Choice, first_choice, keep_islands, keep_presumed
 from qcli.held_out import Yardstick, few_of
 from qcli.plugins import create
-from qcli.report import ConversionFacts
 from qcli.runtime import Session, survives
 from qcli.statistics import Statistics
 from qcli.types import KeptFloat, Request

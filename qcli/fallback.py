@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from qcli import pipeline
+from qcli.amendments import FallbackFacts, ReturnedPart
 from qcli.analysis.measure import float_session
 from qcli.analysis.trial import Ground
 from qcli.comparison import Comparison
@@ -28,7 +29,7 @@ from qcli.pipeline import finish_job, settle_job
 from qcli.plan import make_plan
 from qcli.prepared import Prepared
 from qcli.recipe import Fallback, with_rules
-from qcli.report import FallbackFacts, Report, ReturnedPart
+from qcli.report import Report
 from qcli.runtime import on_sample
 from qcli.sources import SampleStream
 from qcli.statistics import load_statistics

@@ -263,7 +263,7 @@ def _conversion(layers: list[_Layer]) -> Convert | None:
 def _mixed(layers: list[_Layer]) -> Mixed | None:
     found = convert(_stated(layers, "mixed"), Mixed, where="recipe mixed")
     if not found.widths or 1 in found.widths:
-        hint = "a width of 1 has the levels 0 and one more, of which no weight is made up; take 2 or more"
+        hint = "a width of 1 holds zero and one more level, too few for a weight; take 2 or more"
         raise UsageError(f"recipe mixed: widths must be 2 to 8, are {list(found.widths)}", hint)
     return found if found.target_bpw is not None else None
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from qcli.amendments import ConversionFacts, FallbackFacts
 from qcli.files import replace_file, writer_for
-from qcli.report import Accuracy, ConversionFacts, FallbackFacts, FloatNode, KernelFacts, Report, Scores, encode_report
+from qcli.report import Accuracy, FloatNode, KernelFacts, Report, Scores, encode_report
 from qcli.sizes import BothMemories, in_words
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from test_zoo import ZOO
 from test_zoo import job as zoo_job
 
 from qcli import pipeline
+from qcli.amendments import FallbackFacts
 from qcli.cookbook import recipe_schema
 from qcli.errors import NothingToDoError, ResourceError, UsageError
 from qcli.fallback import fall_back, fewest, quantize
@@ -23,7 +24,7 @@ from qcli.job import QuantizeJob
 from qcli.pipeline import calibrate_job, prepare_job
 from qcli.plan import plan_text
 from qcli.recipe import Fallback, load_recipe
-from qcli.report import FallbackFacts, Report
+from qcli.report import Report
 from qcli.stages import make_plan_file
 from qcli.statistics import Statistics
 from qcli.tuning.parts import Part

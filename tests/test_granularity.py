@@ -539,3 +539,9 @@ def test_an_interval_of_any_shape_becomes_a_scale_of_that_shape() -> None:
     grid = Grid(format="int4", granularity="block", block=8, axis=0)
     scale = create("formats", "int4").scale(Interval(lower=-ends, upper=ends), grid)
     assert scale.scale.shape == (3, 4) and (scale.axis, scale.block) == (0, 8)
+
+
+@pytest.mark.parametrize("name", ["int1", "uint1"])
+def test_one_bit_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one bit has two levels"):
+        recipe_of(f"{{version: 1, rules: [{{grid: {{format: {name}}}}}]}}", tmp_path)

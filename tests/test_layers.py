@@ -29,6 +29,7 @@ LAYERS = {
         "blas",
         "parallel",
         "sizes",
+        "amendments",
         "allot",
     ),
     "registry": (
