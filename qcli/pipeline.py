@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from qcli.aimet import encodings_json, refuse_blocks
+from qcli.amendments import FallbackFacts
 from qcli.apply import apply_plan
 from qcli.cache import cache_key, find_statistics, keep_statistics
 from qcli.calibrate import check_memory, collect
@@ -45,7 +46,6 @@ from qcli.recipe import load_recipe
 from qcli.refine import doubted_plan, refine_plan
 from qcli.render import write_report
 from qcli.report import (
-    FallbackFacts,
     FileFacts,
     PlanCounts,
     RecipeFacts,
