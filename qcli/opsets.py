@@ -46,7 +46,7 @@ def _written_in(role: Role, rules: list[Rule], traits: Traits, widths: tuple[int
             encodings = [*([] if everywhere else encodings), rule.encoding]
     others = (with_width(grid, width) for grid in grids for width in widths)
     for grid in (*grids, *(other for other in others if other is not None)):
-        yield from (_opset_of(decoded_there(encoding, traits), grid) for encoding in encodings)
+        yield from (_opset_of(decoded_there(encoding, grid, traits), grid) for encoding in encodings)
 
 
 def _opset_of(spec: Spec, grid: Grid) -> int:

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from qcli.errors import UnsupportedError, UsageError
+from qcli.granularity import is_unscaled
 from qcli.graph import Model, file_version_with, original_name
 from qcli.legality import not_as_numbers
 from qcli.plugins import choice_of, create
 from qcli.targets._support import Traits, traits_of
-from qcli.types import Entry, Role, Spec
+from qcli.types import Entry, Grid, Role, Spec
 
 _SUGGESTED = 2
 _NAMED = 3
@@ -90,10 +91,18 @@ def _misfit(entry: Entry, role: str, target: Any, traits: Traits) -> str | None:
     return None if told is None else told(role, entry.grid, encoding.name)
 
 
-def decoded_there(spec: Spec, traits: Traits) -> Spec:
-    """The encoding with the runtime's own way to decode stored weights where the recipe says none."""
+def decoded_there(spec: Spec, grid: Grid, traits: Traits) -> Spec:
+    """The encoding with the runtime's own way to decode stored weights where the recipe says none.
+
+    Floats of 16 bits have one way alone, a Cast.
+    """
     encoding = choice_of(spec)
-    if encoding.name != "weight_only" or "decode" in encoding.options or traits.decode[0] == "load":
+    if (
+        is_unscaled(grid.format)
+        or encoding.name != "weight_only"
+        or "decode" in encoding.options
+        or traits.decode[0] == "load"
+    ):
         return spec
     return {"weight_only": {**encoding.options, "decode": traits.decode[0]}}
 
@@ -105,7 +114,7 @@ def stored_there(entries: Iterable[Entry], spec: Spec) -> tuple[tuple[Entry, ...
     kept: list[Entry] = []
     reasons: dict[str, str] = {}
     for entry in entries:
-        form = msgspec.structs.replace(entry, encoding=decoded_there(entry.encoding, traits))
+        form = msgspec.structs.replace(entry, encoding=decoded_there(entry.encoding, entry.grid, traits))
         problem = None
         if choice_of(entry.encoding).name == "weight_only":
             elsewhere = traits.stores is not None and entry.site.op not in traits.stores

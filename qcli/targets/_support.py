@@ -72,6 +72,13 @@ STANDARD_ONLY = ("", "ai.onnx")
 """The two names of the domain of ONNX's own operators."""
 
 
+STORED_ONLY = (
+    "float16", "bfloat16", "codebook", "power_of_two", "additive_power_of_two", "ternary", "binary", "residual_binary",
+    "normal_float", "float8_e4m3fn", "float8_e5m2", "float4_e2m1",
+)  # fmt: skip
+"""Formats of weights that standard operators decode before a float kernel reads them."""
+
+
 def traits_of(target: Any) -> Traits:
     """The traits of a target; the defaults for one that says nothing."""
     told = getattr(target, "traits", None)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from qcli.targets._elsewhere import Elsewhere
-from qcli.targets._support import STANDARD_ONLY, Placement, Support, Traits
+from qcli.targets._support import STANDARD_ONLY, STORED_ONLY, Placement, Support, Traits
 
 _MOVES = Support(placement=Placement.FOLLOW, tied=True)
 
@@ -18,7 +18,8 @@ class Onnx(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
     QuantizeLinear and DequantizeLinear are defined for themselves, so the result is, whatever stands between them. They
     stand around what integer hardware commonly has: convolutions, depthwise ones too, matrix products, sums, products,
     pooling and what only moves data. Biases are int32. int8 and uint8 need operator set 10 (13 with scales for each
-    channel), 4 and 16 bits and blocks 21, 2 bits 25.
+    channel), 4 and 16 bits and blocks 21, 2 bits 25. Floats of 16 bits and tables of levels are decoded by Cast, Gather
+    and Mul.
 
     `opset` is the newest operator set that the runtime reads; 25 is the newest that changed QuantizeLinear.
 
@@ -48,7 +49,17 @@ class Onnx(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     }  # fmt: skip
     otherwise: ClassVar[str] = "few runtimes have an integer kernel for it"
-    weights: ClassVar[tuple[str, ...]] = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16")
+    weights: ClassVar[tuple[str, ...]] = (
+        "int8",
+        "uint8",
+        "int4",
+        "uint4",
+        "int2",
+        "uint2",
+        "int16",
+        "uint16",
+        *STORED_ONLY,
+    )
     activations: ClassVar[tuple[str, ...]] = ("uint8", "int8", "uint16", "int16")
 
     def traits(self) -> Traits:
@@ -57,6 +68,6 @@ class Onnx(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
             unsigned_activations=False,
             newest_opset=self.opset,
             domains=STANDARD_ONLY,
-            encodings=("qdq", "weight_only"),
+            encodings=("qdq", "weight_only", "lookup_table"),
             decode=("run", "load"),
         )

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from qcli.targets._support import Placement, Support
+from qcli.targets._support import STORED_ONLY, Placement, Support
 
 _ANCHOR, _BETWEEN, _FOLLOW = Placement.ANCHOR, Placement.BETWEEN, Placement.FOLLOW
 
@@ -48,17 +48,7 @@ _NO_GAIN = {
 }
 
 
-_TABLES = (
-    "codebook", "power_of_two", "additive_power_of_two", "ternary", "binary", "residual_binary", "normal_float",
-    "float8_e4m3fn", "float8_e5m2", "float4_e2m1",
-)  # fmt: skip
-"""Formats of weights that are decoded before a float kernel reads them."""
-
 _ANY_WIDTH = tuple(f"{sign}int{width}" for width in range(2, 17) if width != 8 for sign in ("", "u"))
-
-
-_FLOATS = ("float16", "bfloat16")
-"""Stored only: a Cast decodes them when the model is loaded."""
 
 
 class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,9 +76,7 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def formats(self, role: str) -> tuple[str, ...]:
         """The formats that it runs for a role, the ones with the fastest kernels first."""
-        return (
-            ("int8", "uint8", *_ANY_WIDTH, *_FLOATS, *_TABLES) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
-        )
+        return ("int8", "uint8", *_ANY_WIDTH, *STORED_ONLY) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
 
     def resolved_isa(self) -> str:
         """The instruction set, with `auto` replaced by what this machine has."""

@@ -167,3 +167,13 @@ def test_tune_is_for_this_runtime(tmp_path: Path) -> None:
 def test_options_of_targets(text: str, word: str) -> None:
     with pytest.raises(UsageError, match=word):
         load_recipe("int8-minmax", [text])
+
+
+@pytest.mark.parametrize("preset", ["codebook8", "fp16"])
+def test_tables_and_halves_are_standard_onnx(preset: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "there.yaml"
+    recipe.write_text(f"version: 1\nextends: {preset}\ntarget: onnx\n")
+    output = tmp_path / "out.onnx"
+    report = quantize(QuantizeJob(model=model_path("cnn"), recipe=str(recipe), output=output, latency=False))
+    assert report.size is not None and report.size.ratio < 0.6
+    assert {item.domain for item in onnx.load(output).graph.node} <= {"", "ai.onnx"}
