@@ -97,12 +97,8 @@ def decoded_there(spec: Spec, grid: Grid, traits: Traits) -> Spec:
     Floats of 16 bits have one way alone, a Cast.
     """
     encoding = choice_of(spec)
-    if (
-        is_unscaled(grid.format)
-        or encoding.name != "weight_only"
-        or "decode" in encoding.options
-        or traits.decode[0] == "load"
-    ):
+    stated = encoding.name != "weight_only" or "decode" in encoding.options
+    if stated or is_unscaled(grid.format) or traits.decode[0] == "load":
         return spec
     return {"weight_only": {**encoding.options, "decode": traits.decode[0]}}
 

@@ -174,6 +174,8 @@ def test_tables_and_halves_are_standard_onnx(preset: str, tmp_path: Path) -> Non
     recipe = tmp_path / "there.yaml"
     recipe.write_text(f"version: 1\nextends: {preset}\ntarget: onnx\n")
     output = tmp_path / "out.onnx"
-    report = quantize(QuantizeJob(model=model_path("cnn"), recipe=str(recipe), output=output, latency=False))
+    report = quantize(
+        QuantizeJob(model=SAMPLE_MODELS / "cnn" / "model.onnx", recipe=str(recipe), output=output, latency=False)
+    )
     assert report.size is not None and report.size.ratio < 0.6
     assert {item.domain for item in onnx.load(output).graph.node} <= {"", "ai.onnx"}
