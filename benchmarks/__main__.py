@@ -220,6 +220,21 @@ def large(json: JsonOption = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def decoder(
+    size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of weights, as in 3GB.")] = "3GB",
+    json: JsonOption = None,
+) -> None:
+    """A generated decoder in 4-bit blocks: memory and time, data-free and learned, as Markdown."""
+    from benchmarks.decoder import decoder_markdown, measure_decoder
+    from qcli.memory import parse_size
+
+    _prepare(json)
+    report = measure_decoder(parse_size(size))
+    sys.stdout.write(decoder_markdown(report))
+    _write(report, json)
+
+
 def main() -> int:
     """Runs the program; an error of qcli is a line and a hint."""
     try:

@@ -65,7 +65,7 @@ class Perplexity(msgspec.Struct, forbid_unknown_fields=True):
 
 def power(nats: float) -> float:
     """e to this power, at most `Perplexity.WORST`."""
-    return float(np.exp(min(nats, np.log(Perplexity.WORST))))
+    return float(np.exp(nats)) if nats < np.log(Perplexity.WORST) else Perplexity.WORST
 
 
 def _surprise(logits: Array, tokens: npt.NDArray[np.int64]) -> float:
