@@ -187,7 +187,7 @@ def test_codes_of_a_large_model_are_kept_by_nobody(model: Path, monkeypatch: pyt
 
 
 def test_every_preset_without_samples_takes_large_models(model: Path) -> None:
-    for recipe in ("int8-weights", "int8-dynamic"):
+    for recipe in ("int8-weights", "int8-dynamic", "codebook8"):
         report = quantized(model, recipe=recipe)
         assert report.accuracy is not None and (report.accuracy.sqnr or 0) > 20, recipe
 

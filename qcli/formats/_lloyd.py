@@ -49,6 +49,10 @@ def _companded(cells: Cells, entries: int) -> Float64Array:
     wanted = (np.arange(entries) + 0.5) / entries
     found = np.empty((len(cells.values), entries))
     for row, (values, sums) in enumerate(zip(cells.values, cells.weights, strict=True)):
+        distinct = values[np.concatenate([[True], values[1:] != values[:-1]])]
+        if distinct.size <= entries:  # nothing needs to be lost
+            found[row] = np.pad(distinct, (0, entries - distinct.size), mode="edge")
+            continue
         inner = values[np.searchsorted(sums[1:], shares * sums[-1]).clip(0, size - 1)]
         edges = np.concatenate([values[:1], inner, values[-1:]])
         many = np.concatenate([[0.0], np.cumsum(np.diff(edges) ** (2 / 3))])

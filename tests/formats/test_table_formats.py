@@ -347,3 +347,18 @@ EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.M | re.S)
 def test_the_examples_of_the_page_are_recipes(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     assert load_recipe(str(tmp_path / "recipe.yaml")).rules
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "levels"),
+    [("ternary", None, [-1, 0, 1]), ("binary", None, [-1, 1]), ("codebook", 3, [-2, -0.3, 0, 0.1, 0.5, 3])],
+)
+def test_weights_that_were_trained_for_a_table_keep_their_values(
+    name: str, bits: int | None, levels: list[float]
+) -> None:
+    generator = np.random.default_rng(4)
+    weight = (generator.choice(levels, (8, 200)) * generator.uniform(0.1, 2, (8, 1))).astype(np.float32)
+    grid = Grid(format=name, bits=bits, granularity="channel", axis=0)
+    spec: Spec = {"codebook": {"tables": "own"}} if name == "codebook" else name
+    scale = fitted_scale(weight, msgspec.structs.replace(grid, format=spec), create("formats", spec))
+    assert real_values(nearest_codes(weight, scale), scale) == pytest.approx(weight, rel=1e-5, abs=1e-6)
