@@ -36,7 +36,7 @@ demo: $(INSTALLED)
 		-o out/cnn.int8.onnx --gate 'accuracy.top1.drop <= 0.01' --gate 'size.ratio <= 0.35' --report out/cnn.json
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

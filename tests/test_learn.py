@@ -261,16 +261,17 @@ def test_layers_that_are_no_such_product_are_rounded_without_samples() -> None:
     assert quantized.model.serialize() == plain.model.serialize()
 
 
-def test_large_models_are_rounded_without_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_that_nobody_teaches_are_rounded_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     source = wrapped(dense_net())
     normalize_graph(source)
     plan = make_plan(source, load_recipe("int8-minmax", learning("gptq")))
-    monkeypatch.setattr(Model, "large", property(lambda _: True))
-    assert learners(plan, source) == [] == list(learned_requests(plan, source))
+    nearest = make_plan(source, load_recipe("int8-minmax", learning("nearest")))
     statistics = collect(source, Statistics.empty(requests_of(plan, source)), stream_for(source))
-    assert set(unlearned(plan, source, statistics)) == {"as the model is too large"}
-    solution = solve(source, plan, statistics)
-    assert all(np.asarray(codes).size for codes in solution.codes.values())
+    monkeypatch.setattr(Model, "large", property(lambda _: True))
+    found, usual = solve(source, plan, statistics), solve(source, nearest, statistics)
+    assert found.codes.keys() == usual.codes.keys()
+    for key, codes in found.codes.items():
+        assert np.array_equal(np.asarray(codes), np.asarray(usual.codes[key]))
 
 
 def test_constant_and_zero_inputs() -> None:

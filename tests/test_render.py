@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from qcli.amendments import FallbackFacts, ReturnedPart
 from qcli.errors import UsageError
 from qcli.render import report_writer, show_report, summary, to_html, to_junit, to_markdown, write_report
 from qcli.report import (
     Accuracy,
-    FallbackFacts,
     FileFacts,
     FloatNode,
     GateResult,
@@ -24,7 +24,6 @@ from qcli.report import (
     LatencyFacts,
     OutputAccuracy,
     Report,
-    ReturnedPart,
     Scores,
     Seconds,
     Size,

@@ -60,7 +60,7 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Rewrites the operands of one node."""
         for coded in weights:
-            if fetches_rows(coded):
+            if coded.scale.block is None and fetches_rows(coded):
                 self._gather(coded, pool)
             else:
                 key = (id(home_of(coded)), coded.name, id(coded.codes), self.decode, "table")

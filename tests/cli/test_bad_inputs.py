@@ -167,11 +167,12 @@ def test_a_place_that_cannot_be_written(run: Run, tmp_path: Path, mlp: Path, cal
 @pytest.mark.parametrize(
     ("grid", "name", "hint"),
     [
-        ("{format: int1}", "int1", "did you mean 'int1"),
+        ("{format: int1}", "one bit has two levels", "use format binary or residual_binary"),
         ("{format: int17}", "int17", "did you mean 'int7'"),
         ("{format: uint3x}", "uint3x", "did you mean 'uint3'"),
         ("{format: int4, bits: 5}", "bits must be 2 to 4, is 5", ""),
-        ("{format: int16, bits: 1}", "bits must be 2 to 16, is 1", ""),
+        ("{format: int16, bits: 1}", "one bit has two levels", "use format binary or residual_binary"),
+        ("{format: int16, bits: 17}", "bits must be 2 to 16, is 17", ""),
     ],
 )
 def test_a_width_that_does_not_exist(run: Run, mlp: Path, calib: Path, grid: str, name: str, hint: str) -> None:
