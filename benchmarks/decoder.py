@@ -140,7 +140,7 @@ def _layer_speedup() -> float | None:
         timed = run_child(["-m", "qcli", "bench", str(model), str(fast), "-d", str(folder / "token"), "--json"])
     if timed.exit_code != 0:
         return None
-    rows = json.loads(timed.stdout)["rows"]
+    rows = json.loads(timed.stdout)["models"]
     return float(rows[-1]["speedup"])
 
 

@@ -274,6 +274,21 @@ def test_large_models_that_nobody_teaches_are_rounded_all_the_same(monkeypatch: 
         assert np.array_equal(np.asarray(codes), np.asarray(usual.codes[key]))
 
 
+def test_large_models_are_rounded_without_samples_where_nobody_runs_their_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = wrapped(dense_net())
+    normalize_graph(source)
+    plan = make_plan(source, load_recipe("int8-minmax", learning("gptq")))
+    monkeypatch.setattr(Model, "large", property(lambda _: True))
+    assert learners(plan, source) and learned_requests(plan, source)
+    assert not set(learned_requests(plan, source).values()) & set(requests_of(plan, source))
+    statistics = collect(source, Statistics.empty(requests_of(plan, source)), stream_for(source))
+    assert unlearned(plan, source, statistics) == {}
+    solution = solve(source, plan, statistics)
+    assert all(np.asarray(codes).size for codes in solution.codes.values())
+
+
 def test_constant_and_zero_inputs() -> None:
     for value in (0.0, 0.5):
         stream = Stream(({"x": np.full((1, 3, 8, 8), value, np.float32)},) * 2)

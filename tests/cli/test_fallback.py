@@ -67,7 +67,7 @@ def test_the_recipe_says_where_it_comes_from(run: Run) -> None:
     rows = [line.split() for line in outcome.out.splitlines() if line.startswith("fallback")]
     assert rows == [["fallback.min_sqnr", "23", "coarse.yaml"], ["fallback.max_parts", "0.5", "--set"]]
     shown = json.loads(run("recipe", "show", "coarse.yaml", "--json").out)
-    assert shown["fallback"]["min_sqnr"] == 24 and shown["origins"]["fallback.min_sqnr"] == "coarse.yaml"
+    assert shown["fallback"]["min_sqnr"] == 23 and shown["origins"]["fallback.min_sqnr"] == "coarse.yaml"
 
 
 def test_a_plan_before_it_is_said_to_be_one(run: Run) -> None:
