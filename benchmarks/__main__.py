@@ -176,6 +176,38 @@ def ablation(
 
 
 @app.command()
+def formats(
+    zoo: ZooOption = None,
+    models: ModelsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the page there.", show_default=False)
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep all rows there. [default: out/formats.json]", show_default=False),
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Calibration samples.")] = 32,
+    evaluation: Annotated[int, typer.Option(metavar="N", min=1, help="Evaluation samples.")] = 64,
+) -> None:
+    """Size against accuracy of stored weights in every format; an interrupted run goes on where it was."""
+    from benchmarks.formats import KEPT, MODELS, Limits, formats_markdown, measure_formats
+
+    subjects = chosen_subjects(required_zoo(zoo), models or MODELS)
+    kept = json or KEPT
+    if json is None:
+        kept.parent.mkdir(exist_ok=True)
+    for path in (output, kept):
+        _prepare(path)
+    limits = Limits(calibration=samples, evaluation=evaluation)
+    report = measure_formats(subjects, limits, kept, lambda report: _write(report, kept))
+    text = formats_markdown(report, [each.name for each in subjects], limits)
+    if output is not None:
+        replace_file(output, text.encode())
+    else:
+        sys.stdout.write(text)
+
+
+@app.command()
 def tuning(
     zoo: ZooOption = None,
     models: ModelsOption = None,
