@@ -171,8 +171,8 @@ def _page(report: FormatReport, models: Sequence[str], limits: Limits) -> Iterat
     yield (
         f"Made by `python -m benchmarks formats` with onnxruntime {where.onnxruntime} on {where.cpu} ({where.isa}), one"
         f" thread, up to {limits.calibration} samples to learn from and {limits.evaluation} others to judge by. Seconds"
-        " are those of the whole of `qcli quantize --no-latency` and depend on what else the machine does. Of the formats"
-        " on the front no other one is at most as large and has a higher SQNR. Names in backticks are presets."
+        " are those of the whole of `qcli quantize --no-latency` and depend on what else the machine does. Nothing"
+        " that is as small as a format on the front, or smaller, has a higher SQNR. Names in backticks are presets."
     )
     yield ""
     for model in models:
