@@ -15,6 +15,9 @@ _MOSTLY_FLOAT = 0.5
 _POOR_DB = 10.0
 """Below this signal-to-noise ratio hardly any network does its work."""
 
+_AS_FAST = 0.98
+"""Two timings of one model in turn differ by that much."""
+
 
 def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
     """Warnings: a result that is slower, larger or far from the float model, or float for the most part.
@@ -23,22 +26,27 @@ def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
     """
     here = traits_of(create("targets", plan.target)).here
     yield from validation.warnings
-    yield from slower(validation) if here else ()
+    multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
+    yield from slower(validation, multiplied) if here else ()
     if validation.size.ratio > 1:
         yield f"the quantized model is larger than the float one ({validation.size.ratio:.2f}x): it has few weights"
     sqnr = validation.accuracy.sqnr
     if sqnr is not None and sqnr < _POOR_DB:
         yield f"the result is far from the float model ({sqnr:.1f} dB): try int8-dynamic or int8-weights"
     share = validation.kernels.integer_share
-    multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
     if here and multiplied and share < _MOSTLY_FLOAT:
         yield f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float"
 
 
-def slower(validation: Validation) -> Iterator[str]:
-    """A warning that the quantized model is slower, with the nodes to blame and the command that mends it."""
-    if validation.latency is None or validation.latency.speedup >= 1:
+def slower(validation: Validation, multiplied: bool = True) -> Iterator[str]:
+    """A warning that the quantized model is slower, with the nodes to blame and the command that mends it.
+
+    If nothing is `multiplied` in integers, weights are only stored in fewer bits and their decoding is to blame.
+    """
+    if validation.latency is None or validation.latency.speedup >= _AS_FAST:
         return
     text = f"the quantized model is slower than the float one ({validation.latency.speedup:.2f}x)"
     blame = f", above all at {in_words(validation.dearer)}" if validation.dearer else ""
-    yield f"{text}{blame}: 'qcli tune MODEL -r RECIPE -d CALIB' finds what to keep in float"
+    mended = "'qcli tune MODEL -r RECIPE -d CALIB' finds what to keep in float"
+    stored = "weights that are only stored save bytes, not time, and 'decode: run' decodes them in every run"
+    yield f"{text}{blame}: {mended if multiplied else stored}"
