@@ -202,6 +202,8 @@ class _Ratios:
 
 def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, watch: Watch) -> tuple[Model, _Check]:
     step = create("steps", spec)
+    if step.looks_for and not any(node.op_type in step.looks_for for node in model.nodes()):
+        return model, check
     name = choice_of(spec).name
     measures = isinstance(step, MeasuredStep) and not (samples is None and step.works_blindly())
     if measures and samples is None and step.worth_db is not None and check.runs:

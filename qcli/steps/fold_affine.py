@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, infer_shapes, sole_consumer
@@ -17,6 +19,8 @@ _OPERATORS = ("Add", "Sub", "Mul", "Div")
 
 class FoldAffine(Step, frozen=True, kw_only=True):
     """Folds Add, Sub, Mul and Div by a constant per channel into the Conv or ConvTranspose that feeds them."""
+
+    looks_for: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
 
     def run(self, model: Model) -> int:
         infer_shapes(model)

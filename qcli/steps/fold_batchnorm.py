@@ -7,6 +7,8 @@ b' = (b - mean) * factor + beta
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from qcli.graph import Graph, Model, Node, constant_of, infer_shapes, sole_consumer
@@ -18,6 +20,8 @@ from qcli.types import Array
 
 class FoldBatchnorm(Step, frozen=True, kw_only=True):
     """Folds BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul that feeds it and nothing else."""
+
+    looks_for: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
 
     def run(self, model: Model) -> int:
         infer_shapes(model)

@@ -42,6 +42,7 @@ class Smooth(MeasuredStep, frozen=True, kw_only=True):
     """
 
     worth_db: ClassVar[float | None] = 0.05
+    looks_for: ClassVar[tuple[str, ...]] = ("Gemm", "MatMul")
 
     alphas: tuple[Annotated[float, msgspec.Meta(ge=0, le=1)], ...] = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     gain_db: float = 1.0
