@@ -8,8 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from qcli.blocks import parts_of
-from qcli.contracts import along
+from qcli.blocks import parts_of, scale_of_part
 from qcli.formats._words import VectorFormat
 from qcli.types import FloatArray, Grid, Scale, Vectors
 from qcli.vectors import counted, joined, placed, vector_codes
@@ -31,54 +30,80 @@ def vector_scale(
     the best scales for the codewords: sum of w q over sum of q**2.
     """
     axis = grid.axis if grid.granularity != "tensor" else None
-    sizes = _sizes(weight, axis)
-    dimensions = number_format.weights_per_code
-    blank = np.zeros((number_format.entries(grid), dimensions), np.float32)
+    steps = _sizes(weight, axis)
+    blank = np.zeros((number_format.entries(grid), number_format.weights_per_code), np.float32)
+    vectors = Vectors(words=blank, rows=rows, shape=weight.shape)
     scale = Scale(
-        scale=sizes.astype(np.float32),
-        zero_point=np.zeros(sizes.shape, np.int64),
+        scale=steps,
+        zero_point=np.zeros(steps.shape, np.int64),
         axis=axis,
         lowest=0,
         highest=len(blank) - 1,
         dtype="uint8",
-        vectors=Vectors(words=blank, rows=rows, shape=weight.shape),
+        vectors=vectors,
     )
-    start = None
+    start: FloatArray | None = None
     for _ in range(_TURNS if axis is not None else 1):
-        start = number_format.words(*_sample(weight, scale, energies), grid, start)
-        scale = with_words(scale, start)
+        points, counts = _sample(weight, scale, vectors, energies)
+        start = number_format.words(points, counts, grid, start)
+        vectors = msgspec.structs.replace(vectors, words=start)
+        scale = msgspec.structs.replace(scale, vectors=vectors)
         if axis is not None:
-            scale = msgspec.structs.replace(scale, scale=_steps(weight, scale, energies))
+            scale = msgspec.structs.replace(scale, scale=_steps(weight, scale, vectors, energies))
     return scale
 
 
-def with_words(scale: Scale, words: FloatArray) -> Scale:
-    """The same scale with other codewords."""
-    if scale.vectors is None:
-        raise ValueError("the scale has no vectors")
-    return msgspec.structs.replace(scale, vectors=msgspec.structs.replace(scale.vectors, words=words))
-
-
-def _sizes(weight: FloatArray, axis: int | None) -> Float64Array:
+def _sizes(weight: FloatArray, axis: int | None) -> FloatArray:
     """The root of the mean square of the weight, [1], or of each of its channels."""
-    others = tuple(at for at in range(weight.ndim) if at != axis) if axis is not None else None
-    squares = np.einsum("...,...->...", weight, weight, dtype=np.float64) if weight.nbytes < _SMALL else None
-    if squares is not None:
-        return np.sqrt(squares.mean(axis=others)).reshape(-1)
-    found = [np.square(weight[part], dtype=np.float64) for part in ()]
-    return np.asarray(found)
+    sums = np.zeros(1 if axis is None else weight.shape[axis])
+    for part in parts_of(weight, axis or 0):
+        squares = np.square(weight[part], dtype=np.float64).sum(axis=_others(weight, axis))
+        sums[slice(None) if axis is None else part[axis]] += squares
+    return np.sqrt(sums * (sums.size / weight.size)).astype(np.float32)
 
 
-_SMALL = 1 << 23
+def _others(weight: FloatArray, axis: int | None) -> tuple[int, ...]:
+    return tuple(at for at in range(weight.ndim) if at != axis)
 
 
-def _sample(weight: FloatArray, scale: Scale, energies: Float64Array | None) -> tuple[FloatArray, FloatArray | None]:
+def _sample(
+    weight: FloatArray, scale: Scale, vectors: Vectors, energies: Float64Array | None
+) -> tuple[FloatArray, FloatArray | None]:
     """Some of the vectors [N, D] in units of the scales, and what their elements count; None where all count alike."""
-    vectors = scale.vectors
-    if vectors is None:
-        raise ValueError("the scale has no vectors")
-    every, size = 1, vectors.codes_shape[0] * vectors.codes_shape[1]
-    every = -(-size // _SAMPLE)
-    while gcd(every, vectors.codes_shape[1]) > 1:  # or some inputs would never be seen
+    rows, per_row = vectors.codes_shape
+    every = -(-rows * per_row // _SAMPLE)
+    while gcd(every, per_row) > 1:  # or some inputs would never be seen
         every += 1
-    return _points(weight, scale, energies, every)
+    points, counts = [], []
+    alike = energies is None and vectors.row_size % vectors.dimensions == 0
+    for part in parts_of(weight, vectors.rows):
+        own = scale_of_part(scale, part, vectors.rows)
+        points.append(placed(weight[part], own, vectors).reshape(-1, vectors.dimensions)[::every])
+        if not alike:
+            much = np.ones(()) if energies is None else _fair(energies[part], vectors.rows)
+            whole = counted(much, weight[part].shape, vectors)
+            counts.append(whole.reshape(-1, vectors.dimensions)[::every].astype(np.float32))
+    return np.concatenate(points), None if alike else np.concatenate(counts)
+
+
+def _fair(energies: Float64Array, rows: int) -> Float64Array:
+    """Energies over their mean in each row: rows of any size count alike."""
+    others = tuple(axis for axis in range(energies.ndim) if axis != rows)
+    means = energies.mean(axis=others, keepdims=True)
+    return np.asarray(energies / np.maximum(means, np.finfo(np.float64).tiny))
+
+
+def _steps(weight: FloatArray, scale: Scale, vectors: Vectors, energies: Float64Array | None) -> FloatArray:
+    """The scale of each channel with the least squared error for the codewords next to its vectors; 0 for zeros."""
+    above, below = (np.zeros(scale.scale.shape) for _ in range(2))
+    for part in parts_of(weight, vectors.rows):
+        exact, own = weight[part], scale_of_part(scale, part, vectors.rows)
+        units = joined(vectors.words[vector_codes(exact, own)], vectors.rows, exact.shape).astype(np.float64)
+        much = units if energies is None else units * energies[part]
+        here = part[vectors.rows] if scale.axis == vectors.rows else slice(None)
+        above[here] += (much * exact).sum(axis=_others(weight, scale.axis))
+        below[here] += (much * units).sum(axis=_others(weight, scale.axis))
+    sound = (above > 0) & (below > 0)
+    return np.where(sound, np.divide(above, below, out=np.zeros_like(above), where=sound), scale.scale).astype(
+        np.float32
+    )

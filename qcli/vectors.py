@@ -10,7 +10,7 @@ import numpy.typing as npt
 from qcli.contracts import along
 from qcli.types import Array, FloatArray, Scale, Vectors
 
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 17
 """Distances that are computed in one go: what is looked at again stays in the cache."""
 
 

@@ -32,6 +32,11 @@ class Product(VectorFormat, frozen=True, kw_only=True):
     dimensions: Annotated[int, msgspec.Meta(ge=2, le=8)] = 4
 
     @property
+    def min_opset(self) -> int:
+        """Slice, which takes off what fills up a row, has had its ends as inputs since operator set 10."""
+        return 10
+
+    @property
     def weights_per_code(self) -> int:
         """A vector of them."""
         return self.dimensions

@@ -64,7 +64,7 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight`, to nearest: for weights that no sample speaks of."""
-        if scale.levels is not None:
+        if scale.is_table:
             return nearest_codes(weight, scale)
         steps, zero = along(scale, weight.shape)
         exact = weight / steps.astype(np.float64) + zero.astype(np.float64)
