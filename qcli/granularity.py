@@ -87,17 +87,18 @@ def scales_of(grid: Grid, shape: tuple[int, ...]) -> int:
 
 def no_vectors(grid: Grid, node: Node, operand: int, shape: tuple[int, ...]) -> str | None:
     """Why a weight of `shape` cannot have one code for several weights, or None."""
-    each, size = _weights_per_code(grid), _row_size(node, operand, shape)
+    each, size = weights_per_code(grid), _row_size(node, operand, shape)
     return None if size >= each else f"rows have {size} weights, a vector {each}"
 
 
 def codes_of(grid: Grid, node: Node, operand: int, shape: tuple[int, ...]) -> int:
     """How many codes a weight of `shape` has: one for each weight, or for each vector of a row."""
-    each, size = _weights_per_code(grid), _row_size(node, operand, shape)
+    each, size = weights_per_code(grid), _row_size(node, operand, shape)
     return prod(shape) // size * -(-size // each) if each > 1 else prod(shape)
 
 
-def _weights_per_code(grid: Grid) -> int:
+def weights_per_code(grid: Grid) -> int:
+    """How many weights one code stands for: several where the format has vectors."""
     return int(getattr(create("formats", grid.format), "weights_per_code", 1))
 
 

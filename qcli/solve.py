@@ -16,7 +16,8 @@ from qcli.distribution import Distribution, from_weights
 from qcli.energies import energies_of, energy_requests
 from qcli.graph import Model, Node, constant_of, node_key, set_aside
 from qcli.layers import bias_layer, row_axis
-from qcli.learn import inputs_of, learned, learned_requests, learns
+from qcli.learn import inputs_of, learned_requests, learns
+from qcli.learn_weight import learned
 from qcli.levels import is_uniform
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor

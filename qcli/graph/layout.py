@@ -152,7 +152,8 @@ class _Reader:
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         piece = self._piece(tensor, kind) if external and key[0] not in self._functions else None
         inside = 0 if external else _payload(tensor)
-        self._layout.constants.append(StoredConstant(key, dtype, prod(tensor.dims), inside, piece, prod(tensor.dims[1:])))
+        columns = prod(tensor.dims[1:])
+        self._layout.constants.append(StoredConstant(key, dtype, prod(tensor.dims), inside, piece, columns))
 
     def _piece(self, tensor: onnx.TensorProto, kind: ir.DataType) -> tuple[str, int, int]:
         said = {entry.key: entry.value for entry in tensor.external_data}

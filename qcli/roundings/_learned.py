@@ -51,6 +51,8 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     statistic: ClassVar[str]
     takes_tables: ClassVar[bool] = True
     """False for one that knows no levels but evenly spaced ones."""
+    takes_vectors: ClassVar[bool] = False
+    """True for one that also chooses one code for several weights."""
 
     damp: float = 0.01
     refit: int = 0
