@@ -95,7 +95,9 @@ def test_codewords_are_numbers_of_float16() -> None:
 def test_bits_are_those_of_a_vector() -> None:
     number_format = create("formats", "product")
     assert (number_format.dimensions, number_format.weights_per_code) == (4, 4)
-    assert number_format.bits(Grid(format="product")) == 8 and number_format.entries(Grid(format="product", bits=1)) == 2
+    assert (
+        number_format.bits(Grid(format="product")) == 8 and number_format.entries(Grid(format="product", bits=1)) == 2
+    )
     assert number_format.side_bits(Grid(format="product", granularity="channel"), 10) == 256 * 4 * 16 + 320
 
 
