@@ -197,7 +197,11 @@ def parts_of(weight: Array, axis: int | None) -> Iterator[tuple[slice, ...]]:
 
 
 def scale_of_part(scale: Scale, part: tuple[slice, ...], axis: int) -> Scale:
-    """The scale of some channels of a weight, which was cut along `axis`."""
+    """The scale of some channels of a weight, which was cut along `axis`; with vectors, of some of its rows."""
+    counts = None if scale.vectors is None else scale.vectors.counts
+    if scale.vectors is not None and counts is not None and len(counts) > 1:
+        vectors = msgspec.structs.replace(scale.vectors, counts=counts[part[axis]])
+        scale = msgspec.structs.replace(scale, vectors=vectors)
     if scale.axis is None or (scale.block is None and scale.axis != axis):
         return scale
     channels = part if scale.block is not None else part[axis]

@@ -258,7 +258,8 @@ class Vectors(Noun, frozen=True, kw_only=True):
     """Codewords that stand for several weights at once: a weight of `shape` as rows of vectors.
 
     `words` float32 [K, D]. The weight with axis `rows` first and the others flattened behind it is cut into vectors of
-    D; the last one of a row is filled up. So there are codes [shape[rows], ceil(size of a row / D)].
+    D; the last one of a row is filled up. So there are codes [shape[rows], n], n = ceil(size of a row / D). Where
+    errors do not all count alike, `counts` float32 [1 or shape[rows], n, D] says how much, 0 for what fills up.
 
     Example: a Conv weight [64, 32, 3, 3] with rows along axis 0 and D = 4 has codes [64, 72].
     """
@@ -266,6 +267,7 @@ class Vectors(Noun, frozen=True, kw_only=True):
     words: FloatArray
     rows: int
     shape: tuple[int, ...]
+    counts: FloatArray | None = None
 
     @property
     def dimensions(self) -> int:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qcli.blocks import parts_of, scale_of_part
 from qcli.formats._words import VectorFormat
 from qcli.types import FloatArray, Grid, Scale, Vectors
-from qcli.vectors import counted, joined, placed, vector_codes
+from qcli.vectors import cut, joined, placed, vector_codes
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -33,6 +33,8 @@ def vector_scale(
     steps = _sizes(weight, axis)
     blank = np.zeros((number_format.entries(grid), number_format.weights_per_code), np.float32)
     vectors = Vectors(words=blank, rows=rows, shape=weight.shape)
+    if energies is not None:
+        vectors = msgspec.structs.replace(vectors, counts=_counts(energies, vectors))
     scale = Scale(
         scale=steps,
         zero_point=np.zeros(steps.shape, np.int64),
@@ -44,7 +46,7 @@ def vector_scale(
     )
     start: FloatArray | None = None
     for _ in range(_TURNS if axis is not None else 1):
-        points, counts = _sample(weight, scale, vectors, energies)
+        points, counts = _sample(weight, scale, vectors)
         start = number_format.words(points, counts, grid, start)
         vectors = msgspec.structs.replace(vectors, words=start)
         scale = msgspec.structs.replace(scale, vectors=vectors)
@@ -66,31 +68,32 @@ def _others(weight: FloatArray, axis: int | None) -> tuple[int, ...]:
     return tuple(at for at in range(weight.ndim) if at != axis)
 
 
-def _sample(
-    weight: FloatArray, scale: Scale, vectors: Vectors, energies: Float64Array | None
-) -> tuple[FloatArray, FloatArray | None]:
+def _counts(energies: Float64Array, vectors: Vectors) -> FloatArray:
+    """Energies as vectors, over their mean in each row: rows of any size count alike. Rows that are alike are one."""
+    moved = np.moveaxis(energies, vectors.rows, 0)
+    rows = moved[:1] if (moved == moved[:1]).all() else moved
+    means = rows.mean(axis=tuple(range(1, rows.ndim)), keepdims=True)
+    fair = rows / np.maximum(means, np.finfo(np.float64).tiny)
+    return np.asarray(cut(fair, 0, vectors.dimensions), np.float32)
+
+
+def _sample(weight: FloatArray, scale: Scale, vectors: Vectors) -> tuple[FloatArray, FloatArray | None]:
     """Some of the vectors [N, D] in units of the scales, and what their elements count; None where all count alike."""
     rows, per_row = vectors.codes_shape
     every = -(-rows * per_row // _SAMPLE)
     while gcd(every, per_row) > 1:  # or some inputs would never be seen
         every += 1
     points, counts = [], []
-    alike = energies is None and vectors.row_size % vectors.dimensions == 0
+    counted = vectors.counts
+    if counted is None and vectors.row_size % vectors.dimensions:
+        counted = cut(np.ones((1, vectors.row_size), np.float32), 0, vectors.dimensions)
     for part in parts_of(weight, vectors.rows):
-        own = scale_of_part(scale, part, vectors.rows)
-        points.append(placed(weight[part], own, vectors).reshape(-1, vectors.dimensions)[::every])
-        if not alike:
-            much = np.ones(()) if energies is None else _fair(energies[part], vectors.rows)
-            whole = counted(much, weight[part].shape, vectors)
-            counts.append(whole.reshape(-1, vectors.dimensions)[::every].astype(np.float32))
-    return np.concatenate(points), None if alike else np.concatenate(counts)
-
-
-def _fair(energies: Float64Array, rows: int) -> Float64Array:
-    """Energies over their mean in each row: rows of any size count alike."""
-    others = tuple(axis for axis in range(energies.ndim) if axis != rows)
-    means = energies.mean(axis=others, keepdims=True)
-    return np.asarray(energies / np.maximum(means, np.finfo(np.float64).tiny))
+        found = placed(weight[part], scale_of_part(scale, part, vectors.rows), vectors)
+        points.append(found.reshape(-1, vectors.dimensions)[::every])
+        if counted is not None:
+            much = counted if len(counted) == 1 else counted[part[vectors.rows]]
+            counts.append(np.broadcast_to(much, found.shape).reshape(-1, vectors.dimensions)[::every])
+    return np.concatenate(points), np.concatenate(counts) if counts else None
 
 
 def _steps(weight: FloatArray, scale: Scale, vectors: Vectors, energies: Float64Array | None) -> FloatArray:

@@ -70,20 +70,23 @@ def vector_codes(values: Array, scale: Scale) -> Array:
     """
     vectors = _vectors_of(scale)
     points = placed(values, scale, vectors)
-    counts = None
-    if scale.axis not in (None, vectors.rows):
-        steps = along(scale, values.shape)[0]
-        counts = counted(np.square(steps / max(float(steps.max()), _TINY)), values.shape, vectors)
-    elif values.size != points.size:
-        counts = counted(np.ones(()), values.shape, vectors)
+    counts = _counts(values, scale, vectors)
     flat = None if counts is None else counts.reshape(-1, vectors.dimensions)
     codes = nearest_words(points.reshape(-1, vectors.dimensions), vectors.words, flat)
     return codes.astype(scale.dtype).reshape(points.shape[:2])
 
 
-def counted(counts: Array, shape: tuple[int, ...], vectors: Vectors) -> Array:
-    """What each weight counts, as vectors [R, n, D]: what fills up the last one of a row counts nothing."""
-    return cut(np.broadcast_to(counts, shape), vectors.rows, vectors.dimensions)
+def _counts(values: Array, scale: Scale, vectors: Vectors) -> Array | None:
+    """What the elements of vectors [R, n, D] count, or None for all alike; what fills up a row counts nothing."""
+    size = values.size // values.shape[vectors.rows]
+    if scale.axis in (None, vectors.rows) and vectors.counts is None and size % vectors.dimensions == 0:
+        return None
+    much: Array = np.ones(())
+    if scale.axis not in (None, vectors.rows):
+        steps = along(scale, values.shape)[0]
+        much = np.square(steps / max(float(steps.max()), _TINY))
+    whole = cut(np.broadcast_to(much, values.shape), vectors.rows, vectors.dimensions)
+    return whole if vectors.counts is None else whole * vectors.counts
 
 
 _TINY = float(np.finfo(np.float32).tiny)
