@@ -132,7 +132,7 @@ def test_rows_are_fetched_as_codes() -> None:
         quantized = stored_of(case.proto(25), settings=(rule(4, 4, decode),), feeds=case.inputs())
         kernels = kernels_of(quantized, case.inputs()).by_kernel
         assert kernels == {"Gather": 2, "Cast": 1, "Reshape": 1, "Mul": 1}
-        assert [one for one in quantized.model.graph if one.op_type == "Gather"][0].outputs[0].name == "y_codes"
+        assert next(one for one in quantized.model.graph if one.op_type == "Gather").outputs[0].name == "y_codes"
     nodes = [node("NonZero", "c", "z"), node("Squeeze", "z", "i"), node("Gather", "w i", "y")]
     proto = proto_of(nodes, {"c": ["n"]}, {"y": None}, {"w": normal(0, 32, 12)}, opset=25)
     quantized, feeds = stored_of(proto, settings=(rule(4, 4),)), {"c": np.array([0, 1, 0, 2], np.float32)}
