@@ -34,11 +34,14 @@ def encodings_json(plan: Plan, solution: Solution, version: Version = "1.0.0") -
     """The encodings of all tensors of a plan, by their names in the prepared model, as JSON.
 
     `param_encodings` are weights, biases and other constants, `activation_encodings` all else. A tensor that is
-    quantized in several ways has the encoding of its producer, or of its first reader. Raises as `refuse_blocks`.
+    quantized in several ways has the encoding of its producer, or of its first reader. Weights that are places in a
+    table are left out: the format has no form for them. Raises as `refuse_blocks`.
     """
     refuse_blocks(plan, version)
     found: dict[str, dict[str, _Encoding]] = {"activation_encodings": {}, "param_encodings": {}}
     for entry in sorted(plan.entries, key=lambda entry: entry.site.role is not Role.OUTPUT):
+        if solution.scales[site_key(entry)].is_table:
+            continue
         kind = "param_encodings" if site_key(entry) in solution.codes else "activation_encodings"
         found[kind].setdefault(entry.site.value, _Encoding.of(solution.scales[site_key(entry)], entry.grid.symmetric))
     document: dict[str, Any] = {"version": version}

@@ -160,7 +160,7 @@ def fitted(weight: FloatArray, scale: Scale, rounding: object, floor: Array) -> 
         return scale
     axis = across(scale.axis, weight.ndim) if scale.block is not None else scale.axis
     found = [
-        rounding.fitted(weight[part], _scale_of(scale, part, axis or 0))
+        rounding.fitted(weight[part], scale_of_part(scale, part, axis or 0))
         for part in parts_of(weight, axis if weight.ndim else None)
     ]
     joined = 0 if scale.block is None else axis or 0
@@ -172,14 +172,15 @@ def fitted(weight: FloatArray, scale: Scale, rounding: object, floor: Array) -> 
 
 
 def rounded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scale], Array]) -> Array:
-    """The codes of a weight. Roundings treat each output channel by itself."""
+    """The codes of a weight. Roundings treat each output channel by itself, or each row of vectors."""
     axis = across(scale.axis, weight.ndim) if scale.block is not None else scale.axis or 0
+    axis = axis if scale.vectors is None else scale.vectors.rows
     parts = tuple(parts_of(weight, axis if weight.ndim else None))
     if len(parts) == 1:
         return encode(weight, scale)
-    codes = np.empty(weight.shape, scale.dtype)
+    codes = np.empty(scale.codes_shape(weight.shape), scale.dtype)
     for part in parts:
-        codes[part] = encode(weight[part], _scale_of(scale, part, axis))
+        codes[part if scale.vectors is None else part[axis]] = encode(weight[part], scale_of_part(scale, part, axis))
     return codes
 
 
@@ -195,8 +196,13 @@ def parts_of(weight: Array, axis: int | None) -> Iterator[tuple[slice, ...]]:
         yield (*everything[:axis], slice(begin, begin + step), *everything[axis + 1 :])
 
 
-def _scale_of(scale: Scale, part: tuple[slice, ...], axis: int) -> Scale:
-    if scale.axis is None:
+def scale_of_part(scale: Scale, part: tuple[slice, ...], axis: int) -> Scale:
+    """The scale of some channels of a weight, which was cut along `axis`; with vectors, of some of its rows."""
+    counts = None if scale.vectors is None else scale.vectors.counts
+    if scale.vectors is not None and counts is not None and len(counts) > 1:
+        vectors = msgspec.structs.replace(scale.vectors, counts=counts[part[axis]])
+        scale = msgspec.structs.replace(scale, vectors=vectors)
+    if scale.axis is None or (scale.block is None and scale.axis != axis):
         return scale
     channels = part if scale.block is not None else part[axis]
     own = scale.levels is not None and scale.levels.ndim > 1

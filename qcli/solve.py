@@ -15,8 +15,9 @@ from qcli.blocks import fitted, interval_of, rounded
 from qcli.distribution import Distribution, from_weights
 from qcli.energies import energies_of, energy_requests
 from qcli.graph import Model, Node, constant_of, node_key, set_aside
-from qcli.layers import bias_layer
-from qcli.learn import inputs_of, learned, learned_requests, learns
+from qcli.layers import bias_layer, row_axis
+from qcli.learn import inputs_of, learned_requests, learns
+from qcli.learn_weight import learned
 from qcli.levels import is_uniform
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
@@ -198,7 +199,8 @@ class Solver:
         find = partial(create("ranges", entry.range).interval, grid=entry.grid)
         energies = energies_of(self._nodes[entry.site.node], self.energies.get(entry.site.node), self.statistics)
         if not is_uniform(entry.grid):
-            return self._coded(entries, table_of(weight, entry, energies, thin=self.model.large))
+            rows = row_axis(self._nodes[entry.site.node], entry.site.operand, weight.shape)
+            return self._coded(entries, table_of(weight, entry, energies, rows=rows, thin=self.model.large))
         quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
         known = partial(quick, grid=entry.grid) if quick is not None else None
         interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies, quick=known)
@@ -235,7 +237,7 @@ class Solver:
         encode = create("roundings", "squant" if learns(entry) else entry.rounding).round
         if not self.model.large:
             return rounded(self._weight_array(entry), scale, encode)
-        shape = self._weight_array(entry).shape
+        shape = scale.codes_shape(self._weight_array(entry).shape)
         return Deferred(shape, scale.dtype, lambda: rounded(self._weight_array(entry), scale, encode))
 
     def biases(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from qcli.granularity import bits_of_scales, is_unscaled, laid_out, scales_of
+from qcli.granularity import bits_of_scales, codes_of, is_unscaled, laid_out, no_vectors, scales_of
 from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
 from qcli.halves import beyond
 from qcli.layers import weight_operands
@@ -79,8 +79,13 @@ def _entries(
         if unstorable is not None:
             reasons[node_key(node)] = f"its weight {unstorable}"
             continue
+        short = no_vectors(entry.grid, node, operand, array.shape)
+        if short is not None:
+            reasons[node_key(node)] = f"its {short}"
+            continue
         scales = scales_of(entry.grid, array.shape)
-        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _beside(entry.grid, array.shape) + 8 * _OVERHEAD:
+        codes = _bits(entry.grid) * codes_of(entry.grid, node, operand, array.shape)
+        if _FLOAT_BITS * array.size <= codes + _beside(entry.grid, array.shape) + 8 * _OVERHEAD:
             small = "its blocks are" if entry.grid.block is not None and scales > array.size // 4 else "its weight is"
             what = "integers" if is_uniform(entry.grid) else f"the tables and codes of {_named(entry.grid)}"
             reasons[node_key(node)] = f"{small} too small for {what} to save bytes"

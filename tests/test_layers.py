@@ -46,6 +46,7 @@ LAYERS = {
     "where channels lie": (
         "axes",
         "shifts",
+        "vectors",
     ),
     "levels": ("levels",),
     "knowledge": (
@@ -95,6 +96,8 @@ LAYERS = {
         "halves",
         "half_nodes",
         "scales",
+        "vector_rows",
+        "vector_tables",
     ),
     "sweep by sweep": ("by_parts",),
     "parts of a stage": (
@@ -117,6 +120,7 @@ LAYERS = {
         "comparison",
         "trial",
         "energies",
+        "learn_weight",
         "storage",
         "benching.peak",
     ),

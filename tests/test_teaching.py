@@ -12,7 +12,7 @@ import pytest
 from decoders import count_as_large, decoder_in
 from models import node, normal, proto_of
 
-from qcli import by_parts, learn
+from qcli import by_parts, learn_weight
 from qcli.errors import InputError, NothingToDoError, ResourceError
 from qcli.graph import load_model
 from qcli.job import QuantizeJob
@@ -107,7 +107,7 @@ def test_sequential_roundings_learn_from_the_float_model(folder: Path, monkeypat
 
 def test_output_channels_of_a_wide_matrix_learn_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made(folder, rule("gptq"))
-    monkeypatch.setattr(learn, "_AT_ONCE", 5_000)
+    monkeypatch.setattr(learn_weight, "_AT_ONCE", 5_000)
     parts = made(folder, rule("gptq"))
     differing = sum(int((array != parts.constants[name]).sum()) for name, array in whole.constants.items())
     assert differing <= 1e-3 * sum(array.size for array in whole.constants.values())
@@ -116,7 +116,7 @@ def test_output_channels_of_a_wide_matrix_learn_some_at_a_time(folder: Path, mon
 @pytest.mark.parametrize("grid", ["{format: int4, granularity: channel}", "{format: int8, granularity: tensor}"])
 def test_channels_and_whole_tensors_are_joined_again(folder: Path, grid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made(folder, rule("gptq", grid=grid))
-    monkeypatch.setattr(learn, "_AT_ONCE", 5_000)
+    monkeypatch.setattr(learn_weight, "_AT_ONCE", 5_000)
     parts = made(folder, rule("gptq", grid=grid))
     assert_alike({name: array.shape for name, array in whole.constants.items()}, _shapes(parts.constants))  # type: ignore[arg-type]
     assert whole.report.accuracy is not None and parts.report.accuracy is not None

@@ -51,6 +51,8 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     statistic: ClassVar[str]
     takes_tables: ClassVar[bool] = True
     """False for one that knows no levels but evenly spaced ones."""
+    takes_vectors: ClassVar[bool] = False
+    """True for one that also chooses one code for several weights."""
 
     damp: float = 0.01
     refit: int = 0
@@ -64,7 +66,7 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight`, to nearest: for weights that no sample speaks of."""
-        if scale.levels is not None:
+        if scale.is_table:
             return nearest_codes(weight, scale)
         steps, zero = along(scale, weight.shape)
         exact = weight / steps.astype(np.float64) + zero.astype(np.float64)

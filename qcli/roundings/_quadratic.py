@@ -57,7 +57,7 @@ def compensate(rows: Rows, products: Float64Array) -> Float64Array:
     """
     order = np.argsort(-np.einsum("gkk->gk", products).mean(axis=0), kind="stable")
     sorted_ = products[:, order][:, :, order]
-    upper = _inverse_factor(sorted_)
+    upper = inverse_factor(sorted_)
     left = rows.target[..., order]
     codes = np.empty_like(left)
     size = left.shape[-1]
@@ -108,7 +108,7 @@ def _turned(array: Float64Array, columns: Array) -> Float64Array:
     return np.ascontiguousarray(np.swapaxes(some, 1, 2))
 
 
-def _inverse_factor(products: Float64Array) -> Float64Array:
+def inverse_factor(products: Float64Array) -> Float64Array:
     """The upper triangular factor of the inverses; matrices that are not quite positive are damped until they are."""
     damping = 0.0
     while True:

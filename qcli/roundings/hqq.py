@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from qcli.contracts import along
+from qcli.levels import nearest_codes
 from qcli.types import Array, FloatArray, Scale
 
 
@@ -48,6 +49,8 @@ class Hqq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight`, to nearest."""
+        if scale.is_table:
+            return nearest_codes(weight, scale)
         steps, zero = along(scale, weight.shape)
         return np.asarray(_levels(weight, scale, steps, zero) + zero, scale.dtype)
 

@@ -17,7 +17,7 @@ class Nearest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype and the weight's shape."""
-        if scale.levels is not None:
+        if scale.is_table:
             return nearest_codes(weight, scale)
         codes: Array = create("formats", scale.dtype).encode(weight, scale)
         return codes

@@ -74,7 +74,7 @@ STANDARD_ONLY = ("", "ai.onnx")
 
 STORED_ONLY = (
     "float16", "bfloat16", "codebook", "power_of_two", "additive_power_of_two", "ternary", "binary", "residual_binary",
-    "normal_float", "float8_e4m3fn", "float8_e5m2", "float4_e2m1",
+    "normal_float", "float8_e4m3fn", "float8_e5m2", "float4_e2m1", "product",
 )  # fmt: skip
 """Formats of weights that standard operators decode before a float kernel reads them."""
 
