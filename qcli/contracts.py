@@ -127,7 +127,10 @@ class Format(Protocol):
 
 
 class Rounding(Protocol):
-    """Chooses a level for every weight."""
+    """Chooses a level for every weight.
+
+    One with a true attribute `elementwise` looks at each weight by itself: those of large models are rounded in pieces.
+    """
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype and the weight's shape."""

@@ -21,6 +21,7 @@ from qcli.levels import is_uniform
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
 from qcli.parallel import MOST_AT_ONCE, in_order
+from qcli.pieces import coded_pieces
 from qcli.plugins import create
 from qcli.scale_forms import as_stored
 from qcli.scales import equal, same_levels, union, unsigned
@@ -111,6 +112,7 @@ class Solver:
     ) -> None:
         self.plan = plan
         self._threads = 1 if model.large else min(threads, MOST_AT_ONCE)
+        self._within = min(threads, MOST_AT_ONCE) if model.large else 1
         self.statistics = statistics
         self.model = model
         self._values = values_of(model)
@@ -201,7 +203,9 @@ class Solver:
             return self._coded(entries, table_of(weight, entry, energies, thin=self.model.large))
         quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
         known = partial(quick, grid=entry.grid) if quick is not None else None
-        interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies, quick=known)
+        interval, dead = interval_of(
+            weight, entry.grid, find, thin=self.model.large, energies=energies, quick=known, threads=self._within
+        )
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
@@ -232,11 +236,13 @@ class Solver:
 
     def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
         """The codes of a weight; those of a large model are computed again each time they are needed."""
-        encode = create("roundings", "squant" if learns(entry) else entry.rounding).round
+        rounding = create("roundings", "squant" if learns(entry) else entry.rounding)
+        encode, read = rounding.round, partial(self._weight_array, entry)
         if not self.model.large:
-            return rounded(self._weight_array(entry), scale, encode)
-        shape = self._weight_array(entry).shape
-        return Deferred(shape, scale.dtype, lambda: rounded(self._weight_array(entry), scale, encode))
+            return rounded(read(), scale, encode)
+        alone = getattr(rounding, "elementwise", False)
+        pieces = partial(coded_pieces, read, scale, encode, self._within) if alone else None
+        return Deferred(read().shape, scale.dtype, lambda: rounded(read(), scale, encode), pieces)
 
     def biases(self) -> None:
         """scale = s_x * s_w, along the weight's output channels."""

@@ -64,6 +64,7 @@ LAYERS = {
     "what follows from it": (
         "granularity",
         "conversion",
+        "pieces",
         "blocks",
     ),
     "formats, stats, samples": (

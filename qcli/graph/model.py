@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, TopologicalSortPass
 
 from qcli.contracts import InputSpec
+from qcli.graph.digest import FileDigest
 from qcli.graph.edit import forget_names
 from qcli.graph.infer import dimensions
 from qcli.graph.on_disk import StoredTensor, blocks_of, is_large
@@ -33,12 +34,17 @@ WEIGHTS_ALONE = 4
 
 
 class Model:
-    """A graph with its file of origin. `sha256` is the digest of the file, external data included."""
+    """A graph with its file of origin."""
 
-    def __init__(self, ir_model: ir.Model, path: Path | None = None, sha256: str = "") -> None:
+    def __init__(self, ir_model: ir.Model, path: Path | None = None, sha256: str | FileDigest = "") -> None:
         self.ir = ir_model
         self.path = path
-        self.sha256 = sha256
+        self._sha256 = sha256
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the file, external data included; of a large model it may take a while to come."""
+        return self._sha256 if isinstance(self._sha256, str) else self._sha256.value()
 
     @property
     def graph(self) -> Graph:
@@ -82,7 +88,7 @@ class Model:
 
     def copy(self) -> Model:
         """An independent graph that shares the (immutable) weight arrays."""
-        copy = Model(self.ir.clone(), self.path, self.sha256)
+        copy = Model(self.ir.clone(), self.path, self._sha256)
         for graph in copy.graphs():
             forget_names(graph)  # a clone shares the notes of its source, and would take names from it
         return copy

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcli.errors import InputError
+from qcli.graph.bits import packed
 from qcli.types import Array, Deferred
 
 STORED_BYTES = 1 << 20
@@ -74,6 +75,33 @@ def _opened(source: Path | IO[bytes]) -> IO[bytes]:
     return source.open("rb") if isinstance(source, Path) else open(source.fileno(), "rb", closefd=False)
 
 
+class DeferredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
+    """A tensor that is computed each time it is read."""
+
+    def __init__(self, array: Deferred, dtype: ir.DataType) -> None:
+        super().__init__(lambda: ir.Tensor(array.make()), dtype, ir.Shape(array.shape))
+        self._pieces = array.pieces
+
+    def blocks(self) -> Iterator[bytes | memoryview]:
+        """The bytes of one piece after the other, where there are any."""
+        if self._pieces is None:
+            yield self.tobytes()
+            return
+        for piece in self._pieces():
+            yield packed(piece, self.dtype.bitwidth).data.cast("B")
+
+
+class TurnedTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
+    """The transpose of a tensor that lies in a file: a view, which takes no room of its own."""
+
+    def __init__(self, source: ir.TensorProtocol, axes: tuple[int, ...]) -> None:
+        sizes = tuple(source.shape.numpy())
+        shape = ir.Shape([sizes[axis] for axis in axes])
+        super().__init__(lambda: ir.Tensor(source.numpy().transpose(axes), dtype=source.dtype), source.dtype, shape)
+        self.source = source
+        self.axes = axes
+
+
 class Shelf:
     """A temporary file that holds arrays and disappears with the last of its users, even if the process is killed."""
 
@@ -112,9 +140,7 @@ def tensor_of(
 ) -> ir.TensorProtocol:
     """A constant's tensor: in memory, on the shelf of a large model, or computed each time it is read."""
     if isinstance(array, Deferred):
-        make = array.make
-        kind = dtype or ir.DataType.from_numpy(np.dtype(array.dtype))
-        return ir.LazyTensor(lambda: ir.Tensor(make()), kind, ir.Shape(array.shape))
+        return DeferredTensor(array, dtype or ir.DataType.from_numpy(np.dtype(array.dtype)))
     whole = np.require(array, requirements="C")
     if graph is not None and _SHELF in graph.meta and whole.nbytes >= STORED_BYTES and dtype is None:
         shelf: Shelf = graph.meta[_SHELF]
@@ -128,12 +154,18 @@ def set_aside(graph: ir.Graph, array: Array) -> Array | Deferred:
         return array
     shelf: Shelf = graph.meta[_SHELF]
     stored = shelf.put(array)
-    return Deferred(array.shape, array.dtype.name, stored.numpy)
+    return Deferred(array.shape, array.dtype.name, stored.numpy, lambda: _cut(stored.numpy()))
 
 
-def blocks_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+def _cut(array: Array) -> Iterator[Array]:
+    flat = array.reshape(-1)
+    for begin in range(0, flat.size, _BLOCK):
+        yield flat[begin : begin + _BLOCK]
+
+
+def blocks_of(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
     """The bytes of a tensor as the file format has them."""
-    if isinstance(tensor, StoredTensor):
+    if isinstance(tensor, (StoredTensor, DeferredTensor)):
         yield from tensor.blocks()
     else:
         yield tensor.tobytes()

@@ -1,0 +1,48 @@
+"""The digest of a model file, computed beside other work where the file is large."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+from qcli.errors import InputError
+
+_BLOCK = 1 << 20
+
+
+class FileDigest:
+    """sha256 (hex) of what a model file holds and of its external data, by a thread that begins at once.
+
+    Hashing a model of some gigabytes takes as long as quantizing it, and needs a core of its own, not Python's lock.
+    """
+
+    def __init__(self, content: bytes, external: tuple[Path, ...]) -> None:
+        self._found: Future[str] = Future()
+        threading.Thread(target=self._work, args=(content, external), daemon=True).start()
+
+    def value(self) -> str:
+        """Waits for the thread. Raises InputError if a file cannot be read any more."""
+        try:
+            return self._found.result()
+        except OSError as error:
+            problem = f"the weights in '{error.filename}' cannot be read any more: {error.strerror}"
+            raise InputError(problem, "leave the model's files alone while it is worked on") from error
+
+    def _work(self, content: bytes, external: tuple[Path, ...]) -> None:
+        try:
+            self._found.set_result(digest_of(content, external))
+        except BaseException as error:  # whoever asks for the digest gets it
+            self._found.set_exception(error)
+
+
+def digest_of(content: bytes, external: tuple[Path, ...]) -> str:
+    """sha256 (hex) of a model file and of its external data, in the order given."""
+    digest = hashlib.sha256(content)
+    room = bytearray(_BLOCK)
+    for file in external:
+        with file.open("rb", buffering=0) as stream:
+            while size := stream.readinto(room):
+                digest.update(memoryview(room)[:size])
+    return digest.hexdigest()
