@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, TopologicalSortPass
@@ -123,7 +124,7 @@ class Model:
                 point_to(tensor, stored.location, stored.offset)
         embed(proto, inside)
         folder = str(self.path.parent.resolve()) if self.path is not None else ""
-        found = {name: tensor.numpy() for name, tensor in arrays.items()}
+        found = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in arrays.items()}
         expose(proto, extra_outputs)
         return Runnable(bytes(proto.SerializeToString(deterministic=True)), folder, found)
 
@@ -152,7 +153,7 @@ class Model:
             tensor = ir.to_proto(placeholder(name, constant) if name in outside else constant)
             tensor.name = name
             proto.graph.initializer.append(tensor)
-        arrays = {name: tensor.numpy() for name, tensor in outside.items()}
+        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in outside.items()}
         return Runnable(bytes(proto.SerializeToString()), arrays=arrays)
 
     def remove_unused(self) -> bool:
