@@ -16,7 +16,7 @@ import numpy as np
 from qcli.parallel import in_order
 from qcli.types import Array, FloatArray, Scale
 
-_ELEMENTS = 1 << 19
+_ELEMENTS = 1 << 20
 """Elements of a piece, about."""
 
 _EVEN = 8

@@ -23,13 +23,14 @@ from qcli.pairs import pair_floor
 from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.pieces import coded_pieces
 from qcli.plugins import create
+from qcli.quick_blocks import Quick, quick_scale
 from qcli.scale_forms import as_stored
 from qcli.scales import equal, same_levels, union, unsigned
 from qcli.statistics import Statistics
 from qcli.tables import table_of
 from qcli.targets._support import traits_of
 from qcli.ties import tied
-from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
+from qcli.types import Array, Deferred, Entry, FloatArray, Interval, Plan, Role, Scale
 
 _INT32_MAX = 2**31 - 1
 _EITHER = 63
@@ -202,17 +203,28 @@ class Solver:
         if not is_uniform(entry.grid):
             return self._coded(entries, table_of(weight, entry, energies, thin=self.model.large))
         quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
-        known = partial(quick, grid=entry.grid) if quick is not None else None
-        interval, dead = interval_of(
-            weight, entry.grid, find, thin=self.model.large, energies=energies, quick=known, threads=self._within
-        )
+        if quick is not None and entry.grid.block is not None and energies is None:
+            return self._in_blocks(entries, weight, partial(quick, grid=entry.grid))
+        interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
+        return self._settled(entries, weight, msgspec.structs.replace(scale, scale=steps), floor)
+
+    def _in_blocks(self, entries: list[Entry], weight: FloatArray, quick: Quick) -> tuple[Scale, Array | Deferred]:
+        """A large weight; no block has a least step, since nothing multiplies its codes."""
+        grid = entries[0].grid
+        scale = quick_scale(weight, grid, quick, create("formats", grid.format), self._within)
+        return self._settled(entries, weight, scale, None)
+
+    def _settled(
+        self, entries: list[Entry], weight: FloatArray, scale: Scale, floor: Float64Array | None
+    ) -> tuple[Scale, Array | Deferred]:
+        """The codes of a weight whose scale was found, and that scale as the rounding and the file have it."""
+        grid, rounding = entries[0].grid, create("roundings", entries[0].rounding)
         signed = self._unsigned and scale.dtype == "uint8" and scale.highest <= _EITHER
-        widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
-        widened = as_stored(fitted(weight, widened, create("roundings", entry.rounding), floor), entry.grid.scales)
-        return self._coded(entries, widened, floor)
+        typed = msgspec.structs.replace(scale, dtype="int8") if signed else scale
+        return self._coded(entries, as_stored(fitted(weight, typed, rounding, floor), grid.scales), floor)
 
     def _coded(
         self, entries: list[Entry], scale: Scale, floor: Float64Array | None = None

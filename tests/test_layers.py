@@ -65,6 +65,7 @@ LAYERS = {
         "granularity",
         "conversion",
         "pieces",
+        "quick_blocks",
         "blocks",
     ),
     "formats, stats, samples": (
