@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+
 from qcli.granularity import bits_of_scales, is_unscaled, laid_out, scales_of
 from qcli.graph import (
     Model,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from qcli.errors import InputError
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 25
+"""Bytes hashed in one go. The thread waits for its turn after each, so they are many."""
 
 
 class FileDigest:
@@ -40,7 +41,7 @@ class FileDigest:
 def digest_of(content: bytes, external: tuple[Path, ...]) -> str:
     """sha256 (hex) of a model file and of its external data, in the order given."""
     digest = hashlib.sha256(content)
-    room = bytearray(_BLOCK)
+    room = bytearray(min(_BLOCK, max((file.stat().st_size for file in external), default=0)))
     for file in external:
         with file.open("rb", buffering=0) as stream:
             while size := stream.readinto(room):

@@ -11,7 +11,7 @@ from qcli.types import Array
 _KNOWN = "qcli.finite"
 """Where a tensor keeps the answer: what it holds never changes, and reading a large one takes its time."""
 
-_PIECE = 1 << 18
+_PIECE = 1 << 20
 
 
 def is_finite(value: ir.Value | None) -> bool:

@@ -164,17 +164,13 @@ def _embed(path: Path, proto: onnx.ModelProto, limit: int | None) -> None:
     for tensor in _external(proto):
         fields = _fields(tensor)
         length = _length(path, tensor, fields)
-        if limit is not None and length >= limit and ir.DataType(tensor.data_type).bitwidth >= _WHOLE_BITS:
+        if limit is not None and length >= limit:
             continue
         with (path.parent / fields["location"]).open("rb") as stream:
             stream.seek(_number(path, tensor, fields, "offset"))
             tensor.raw_data = stream.read(length)
         tensor.ClearField("external_data")
         tensor.data_location = onnx.TensorProto.DEFAULT
-
-
-_WHOLE_BITS = 8
-"""Elements of fewer bits are packed, which a map of the file does not undo."""
 
 
 def _keep_stored(model: Model, folder: Path) -> None:

@@ -17,7 +17,7 @@ from qcli.graph.edit import forget_names
 from qcli.graph.infer import dimensions
 from qcli.graph.on_disk import StoredTensor, blocks_of, is_large
 from qcli.graph.taps import expose
-from qcli.graph.weightless import divided, embed, placeholder, point_to, weightless
+from qcli.graph.weightless import divided, embed, is_plain, placeholder, point_to, weightless
 from qcli.types import Runnable
 
 DataType = ir.DataType
@@ -148,7 +148,8 @@ class Model:
         values = {value.name or "": value for node in nodes for value in node.inputs if value is not None}
         needed = {name: value.const_value for name, value in values.items() if value.const_value is not None}
         _, outside = divided(needed) if self.large else ({}, {})
-        outside |= {name: tensor for name, tensor in needed.items() if isinstance(tensor, StoredTensor)}
+        stored = {name: tensor for name, tensor in needed.items() if isinstance(tensor, StoredTensor)}
+        outside |= {name: tensor for name, tensor in stored.items() if is_plain(tensor)}
         for name, constant in needed.items():
             tensor = ir.to_proto(placeholder(name, constant) if name in outside else constant)
             tensor.name = name

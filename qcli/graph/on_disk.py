@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,7 @@ LARGE_BYTES = 1 << 28
 """A model with more external data than this is large: its weights, and what is computed in their place, stay stored."""
 
 _BLOCK = 1 << 22
+_BYTE = 8
 _SHELF = "qcli.shelf"
 """Where the graph of a large model keeps the shelf for its new weights."""
 
@@ -38,7 +39,7 @@ class StoredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
     def __init__(
         self, source: Path | IO[bytes], offset: int, dtype: ir.DataType, shape: ir.Shape, *, location: str = ""
     ) -> None:
-        super().__init__(lambda: ir.Tensor(self._mapped(), dtype=dtype), dtype, shape)
+        super().__init__(self._read, dtype, shape)
         self.source = source
         self.offset = offset
         self.location = location
@@ -54,11 +55,14 @@ class StoredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
                     raise ValueError("it is cut short")
             yield block
 
-    def _mapped(self) -> Array:
-        shape = tuple(self.shape.numpy())
+    def _read(self) -> ir.TensorProtocol:
+        if self.dtype.bitwidth < _BYTE:
+            return ir.PackedTensor(self._mapped(np.dtype(np.uint8), (self.nbytes,)), self.dtype, shape=self.shape)
+        return ir.Tensor(self._mapped(self.dtype.numpy(), tuple(self.shape.numpy())), dtype=self.dtype)
+
+    def _mapped(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         with self._readable():
-            mapped = np.memmap(self.source, self.dtype.numpy(), mode="r", offset=self.offset, shape=shape)
-        return np.asarray(mapped)
+            return np.asarray(np.memmap(self.source, dtype, mode="r", offset=self.offset, shape=shape))
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
