@@ -13,9 +13,10 @@ import numpy.typing as npt
 from qcli.contracts import along
 from qcli.graph import Model, Node, constant_of, node_key
 from qcli.levels import is_uniform, nearest_codes, real_values
+from qcli.parallel import in_order
 from qcli.plugins import choice_of, create
 from qcli.responses import response_of
-from qcli.roundings._learned import LearnedRounding, Moments
+from qcli.roundings._learned import LearnedRounding, Moments, kept
 from qcli.roundings._quadratic import damped, error_of, refitted, refitted_parts
 from qcli.roundings._rows import Answer, Rows
 from qcli.scale_forms import as_stored
@@ -150,18 +151,21 @@ def inputs_of(request: Request, statistics: Statistics) -> Inputs | None:
     return Inputs(measured, request.window) if request.window is not None else None
 
 
-def learned(node: Node, entry: Entry, inputs: Inputs, scale: Scale, floor: Float64Array) -> tuple[Array, Scale]:
-    """The codes of a weight and its scale, which may have been fitted to them.
+def learned(
+    node: Node, entry: Entry, inputs: Inputs, scale: Scale, floor: Float64Array, *, threads: int = 1
+) -> tuple[Array, Scale]:
+    """The codes of a weight and its scale, which may have been fitted to them; of a large one on several threads.
 
     No step is below `floor`, which has the shape of the scale.
     """
     weight, rounding, window = np.asarray(constant_of(node.inputs[1])), rounding_of(entry), inputs.window
+    measured = kept(inputs.measured)
     count = -(-weight.nbytes // _AT_ONCE)
     if window.kernel or count == 1 or (scale.axis is None and rounding.refit):
-        return Problem(node, weight, window).solve(rounding, inputs.measured, scale, floor)
+        return Problem(node, weight, window).solve(rounding, measured, scale, floor)
     axis = 0 if takes_transposed(node) else 1
-    found = []
-    for numbers in np.array_split(np.arange(weight.shape[axis]), count):
+
+    def work(numbers: Array) -> tuple[Array, Scale]:
         some = slice(int(numbers[0]), int(numbers[-1]) + 1)
         where = (slice(None),) * axis + (some,)
         own, least = scale, floor
@@ -169,8 +173,10 @@ def learned(node: Node, entry: Entry, inputs: Inputs, scale: Scale, floor: Float
             here = where if scale.block is not None else (some,)
             own = msgspec.structs.replace(scale, scale=scale.scale[here], zero_point=scale.zero_point[here])
             least = floor[here]
-        found.append(Problem(node, weight[where], window, some).solve(rounding, inputs.measured, own, least))
-    return _joined(found, scale, axis)
+        return Problem(node, weight[where], window, some).solve(rounding, measured, own, least)
+
+    parts = np.array_split(np.arange(weight.shape[axis]), count)
+    return _joined(list(in_order(work, parts, threads)), scale, axis)
 
 
 def _joined(found: list[tuple[Array, Scale]], scale: Scale, axis: int) -> tuple[Array, Scale]:
@@ -208,13 +214,20 @@ class Problem:
 
     def rows(self, scale: Scale, target: Float64Array | None = None) -> Rows:
         """The weight, or another target [groups, R, K], in units of the steps."""
-        steps, zero = self.steps(scale), self._along(along(scale, self._shape)[1], scale)
+        steps, zero = self.steps(scale), self._zeros(scale)
         shape = (*self.weight.shape[:2], zero.shape[-1])
         lowest, highest = (np.broadcast_to(end - zero, shape) for end in (scale.lowest, scale.highest))
         unit = steps.max(axis=2, keepdims=True)
         exact, answer = (self.weight if target is None else target) / steps, self._answer(unit[..., 0])
         table = self._table(scale)
         return Rows(exact=exact, lowest=lowest, highest=highest, sizes=steps / unit, table=table, answer=answer)
+
+    def _zeros(self, scale: Scale) -> Float64Array:
+        """The zero points, [groups or 1, R or 1, K or 1]."""
+        first = scale.zero_point.reshape(-1)[:1]
+        if scale.zero_point.size and (scale.zero_point == first).all():
+            return first.astype(np.float64).reshape(1, 1, 1)
+        return self._along(along(scale, self._shape)[1], scale)
 
     def _table(self, scale: Scale) -> Float64Array | None:
         """The levels of the rows, [1, 1, L] or [groups, R, L]; None where they are evenly spaced."""

@@ -24,13 +24,14 @@ from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.pieces import coded_pieces
 from qcli.plugins import create
 from qcli.quick_blocks import Quick, quick_scale
+from qcli.roundings._learned import Moments, kept
 from qcli.scale_forms import as_stored
 from qcli.scales import equal, same_levels, union, unsigned
 from qcli.statistics import Statistics
 from qcli.tables import table_of
 from qcli.targets._support import traits_of
 from qcli.ties import tied
-from qcli.types import Array, Deferred, Entry, FloatArray, Interval, Plan, Role, Scale
+from qcli.types import Array, Deferred, Entry, FloatArray, Interval, Plan, Request, Role, Scale
 
 _INT32_MAX = 2**31 - 1
 _EITHER = 63
@@ -123,6 +124,7 @@ class Solver:
         self._unsigned = traits_of(self._target).unsigned_activations
         self.learned = learned_requests(plan, model) if not model.large else {}
         self.energies = energy_requests(plan, model) if not model.large else {}
+        self.known_moments: dict[Request, Moments] = {}
         self.solution = known or Solution()
         for entry in plan.entries if known is not None else ():
             if entry.site.role is Role.OUTPUT or entry.site.value not in self._by_value:
@@ -243,8 +245,15 @@ class Solver:
         inputs = inputs_of(self.learned[node], self.statistics)
         if inputs is None:
             return None
-        codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor)
+        inputs = inputs._replace(measured=self._kept(self.learned[node], inputs.measured))
+        codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor, threads=self._within)
         return fitted, set_aside(self.model.graph, codes)
+
+    def _kept(self, request: Request, measured: Moments) -> Moments:
+        """What follows from a large model's measurements is computed once for all weights that read the same."""
+        if not self.model.large:
+            return measured
+        return self.known_moments.setdefault(request, kept(measured))
 
     def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
         """The codes of a weight; those of a large model are computed again each time they are needed."""

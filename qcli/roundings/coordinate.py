@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from qcli.errors import UsageError
 from qcli.roundings._learned import LearnedRounding, Moments
-from qcli.roundings._quadratic import compensate, descend
+from qcli.roundings._quadratic import descend
 from qcli.roundings._rows import Float64Array, Rows
 
 
@@ -29,4 +29,4 @@ class Coordinate(LearnedRounding, frozen=True, kw_only=True):
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off."""
         products = self.products(measured)
-        return descend(compensate(rows, products), rows, products, self.sweeps)
+        return descend(self.compensated(rows, measured), rows, products, self.sweeps)

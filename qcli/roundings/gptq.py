@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from qcli.roundings._learned import LearnedRounding, Moments
-from qcli.roundings._quadratic import compensate
 from qcli.roundings._rows import Float64Array, Rows
 
 
@@ -19,4 +18,4 @@ class Gptq(LearnedRounding, frozen=True, kw_only=True):
 
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off."""
-        return compensate(rows, self.products(measured))
+        return self.compensated(rows, measured)
