@@ -10,7 +10,6 @@ import numpy as np
 
 from qcli.contracts import ScaleFitting
 from qcli.distribution import Distribution, Float64Array, from_weights
-from qcli.quick_blocks import Quick, quick_intervals
 from qcli.types import Array, FloatArray, Grid, Interval, Scale
 
 _BLOCK_BYTES = 1 << 23
@@ -28,16 +27,12 @@ def interval_of(
     *,
     thin: bool = False,
     energies: Float64Array | None = None,
-    quick: Quick | None = None,
 ) -> tuple[Interval, Array]:
     """The interval of each channel or block, and which of them are all zero, in the shape of the scale.
 
     With `thin`, long channels are known by their ends and by some of what lies between: a tenth of the time. With
-    `energies`, of the weight's shape, each element counts that much instead of once. `quick` finds the intervals of
-    blocks that are the columns of what it is given, and is asked in place of `find` where there are no energies.
+    `energies`, of the weight's shape, each element counts that much instead of once.
     """
-    if quick is not None and grid.block is not None and energies is None:
-        return quick_intervals(weight, grid, quick)
 
     def ends(rows: FloatArray, along: int | None, counts: Float64Array | None) -> _Ends:
         distribution = from_weights(rows, along, counts)

@@ -32,7 +32,6 @@ _LARGEST = 1024
 _BUDGET = 1 << 28
 """Bytes of all that is kept of the inputs of all layers; where it is exceeded, layers are seen in smaller blocks."""
 
-
 _AT_ONCE = 1 << 24
 """Bytes of a matrix whose rows are learned together: what is computed of them takes some twenty times as much."""
 
@@ -158,8 +157,8 @@ def learned(
 
     No step is below `floor`, which has the shape of the scale.
     """
-    weight, rounding, window = np.asarray(constant_of(node.inputs[1])), rounding_of(entry), inputs.window
-    measured = kept(inputs.measured)
+    weight, rounding = np.asarray(constant_of(node.inputs[1])), rounding_of(entry)
+    window, measured = inputs.window, kept(inputs.measured)
     count = -(-weight.nbytes // _AT_ONCE)
     if window.kernel or count == 1 or (scale.axis is None and rounding.refit):
         return Problem(node, weight, window).solve(rounding, measured, scale, floor)
@@ -175,8 +174,7 @@ def learned(
             least = floor[here]
         return Problem(node, weight[where], window, some).solve(rounding, measured, own, least)
 
-    parts = np.array_split(np.arange(weight.shape[axis]), count)
-    return _joined(list(in_order(work, parts, threads)), scale, axis)
+    return _joined(list(in_order(work, np.array_split(np.arange(weight.shape[axis]), count), threads)), scale, axis)
 
 
 def _joined(found: list[tuple[Array, Scale]], scale: Scale, axis: int) -> tuple[Array, Scale]:
@@ -252,7 +250,7 @@ class Problem:
 
     def _answer(self, steps: Float64Array) -> Answer | None:
         """The layer's response in units of `steps` [groups or 1, R or 1]; None for blocks, which are parts of it."""
-        groups, channels, _ = self.weight.shape
+        groups, channels = self.weight.shape[:2]
         whole = groups * channels if self._some is _EVERY else self._channels()
         found = response_of(self._node, whole) if self._window.blocks == 1 else None
         if found is None:

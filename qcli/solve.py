@@ -23,7 +23,7 @@ from qcli.pairs import pair_floor
 from qcli.parallel import MOST_AT_ONCE, in_order
 from qcli.pieces import coded_pieces
 from qcli.plugins import create
-from qcli.quick_blocks import Quick, quick_scale
+from qcli.quick_blocks import quick_scale
 from qcli.roundings._learned import Moments, kept
 from qcli.scale_forms import as_stored
 from qcli.scales import equal, same_levels, union, unsigned
@@ -206,18 +206,14 @@ class Solver:
             return self._coded(entries, table_of(weight, entry, energies, thin=self.model.large))
         quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
         if quick is not None and entry.grid.block is not None and energies is None:
-            return self._in_blocks(entries, weight, partial(quick, grid=entry.grid))
+            number_format = create("formats", entry.grid.format)
+            found = quick_scale(weight, entry.grid, partial(quick, grid=entry.grid), number_format, self._within)
+            return self._settled(entries, weight, found, None)  # nothing multiplies blocks: there is no least step
         interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
         return self._settled(entries, weight, msgspec.structs.replace(scale, scale=steps), floor)
-
-    def _in_blocks(self, entries: list[Entry], weight: FloatArray, quick: Quick) -> tuple[Scale, Array | Deferred]:
-        """A large weight; no block has a least step, since nothing multiplies its codes."""
-        grid = entries[0].grid
-        scale = quick_scale(weight, grid, quick, create("formats", grid.format), self._within)
-        return self._settled(entries, weight, scale, None)
 
     def _settled(
         self, entries: list[Entry], weight: FloatArray, scale: Scale, floor: Float64Array | None

@@ -60,11 +60,11 @@ LAYERS = {
         "storage_roles",
         "scale_forms",
         "ties",
+        "pieces",
     ),
     "what follows from it": (
         "granularity",
         "conversion",
-        "pieces",
         "quick_blocks",
         "blocks",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 from qcli.errors import InputError
@@ -20,22 +20,25 @@ class FileDigest:
     """
 
     def __init__(self, content: bytes, external: tuple[Path, ...]) -> None:
-        self._found: Future[str] = Future()
-        threading.Thread(target=self._work, args=(content, external), daemon=True).start()
+        self._content = content
+        self._external = external
+        self._found = ""
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
     def value(self) -> str:
         """Waits for the thread. Raises InputError if a file cannot be read any more."""
+        self._thread.join()
         try:
-            return self._found.result()
+            return self._found or digest_of(self._content, self._external)
         except OSError as error:
             problem = f"the weights in '{error.filename}' cannot be read any more: {error.strerror}"
             raise InputError(problem, "leave the model's files alone while it is worked on") from error
 
-    def _work(self, content: bytes, external: tuple[Path, ...]) -> None:
-        try:
-            self._found.set_result(digest_of(content, external))
-        except BaseException as error:  # whoever asks for the digest gets it
-            self._found.set_exception(error)
+    def _work(self) -> None:
+        with suppress(OSError):  # which comes again when the digest is asked for
+            self._found = digest_of(self._content, self._external)
+            self._content = b""
 
 
 def digest_of(content: bytes, external: tuple[Path, ...]) -> str:
