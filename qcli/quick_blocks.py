@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -36,11 +35,11 @@ def quick_scale(weight: FloatArray, grid: Grid, quick: Quick, number_format: For
 
 
 def _scale_of_piece(weight: FloatArray, grid: Grid, quick: Quick, number_format: Format, rows: slice) -> Scale:
-    return number_format.scale(quick_intervals(weight[rows], grid, quick)[0], grid)
+    return number_format.scale(quick_intervals(weight[rows], grid, quick), grid)
 
 
-def quick_intervals(weight: FloatArray, grid: Grid, quick: Quick) -> tuple[Interval, Array]:
-    """The interval of each block, and which of them are all zero, in the shape of the scale.
+def quick_intervals(weight: FloatArray, grid: Grid, quick: Quick) -> Interval:
+    """The interval of each block, in the shape of the scale.
 
     Some blocks at a time; a last block that is shorter comes by itself. Raises InputError for Inf or NaN.
     """
@@ -52,21 +51,16 @@ def quick_intervals(weight: FloatArray, grid: Grid, quick: Quick) -> tuple[Inter
         if begin < end:
             run = np.moveaxis(weight, axis, 0)[begin:end]
             found.append(_run_ends(run.reshape(-1, length, *run.shape[1:]), quick))
-    lower, upper = (np.moveaxis(np.concatenate(parts), 0, axis) for parts in zip(*found, strict=True))
-    return Interval(lower=lower, upper=upper), (lower == 0) & (upper == 0)
+    lower, upper = (np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True))
+    return Interval(lower=np.moveaxis(lower, 0, axis), upper=np.moveaxis(upper, 0, axis))
 
 
-class _Ends(NamedTuple):
-    lower: Array
-    upper: Array
-
-
-def _run_ends(run: FloatArray, quick: Quick) -> _Ends:
-    """The ends [blocks, ...] of blocks [blocks, size, ...]."""
+def _run_ends(run: FloatArray, quick: Quick) -> tuple[Array, Array]:
+    """The lower and the upper ends [blocks, ...] of blocks [blocks, size, ...]."""
     blocks, size = run.shape[:2]
     shape = (blocks, *run.shape[2:])
     columns = prod(shape[1:])
-    ends = _Ends(np.empty((blocks, columns)), np.empty((blocks, columns)))
+    ends = np.empty((blocks, columns)), np.empty((blocks, columns))
     rows = run.reshape(blocks, size, columns)
     high, wide = max(1, _RUN // max(1, columns)), max(1, _RUN)
     for top in range(0, blocks, high):
@@ -76,9 +70,9 @@ def _run_ends(run: FloatArray, quick: Quick) -> _Ends:
             _check(interval)
             for target, array in zip(ends, (interval.lower, interval.upper), strict=True):
                 target[here] = array
-    return _Ends(*(array.reshape(shape) for array in ends))
+    return ends[0].reshape(shape), ends[1].reshape(shape)
 
 
 def _check(interval: Interval) -> None:
-    if not (np.isfinite(interval.lower).all() and np.isfinite(interval.upper).all()):
+    if not (np.isfinite(interval.lower.min(initial=0)) and np.isfinite(interval.upper.max(initial=0))):
         raise InputError("the weight holds Inf or NaN")
