@@ -51,8 +51,8 @@ _NBITS = f"{_BLOCKS}, encoding: {{matmul_nbits: {{accuracy_level: 4}}}}"
 class DecoderRun(Noun, frozen=True, kw_only=True):
     """One way to quantize it; `above_mb` is the peak above the libraries alone.
 
-    `copy_s` is how long the fastest copy of the weights took, `copy_share` that over the time of the run;
-    `synced_copy_s` and `synced_share` are the same for a copy that lies on the disk when it is done, as the result does.
+    `copy_s` is how long the fastest copy of the weights took, `copy_share` that over the time of the run. With `synced`
+    they are those of a copy that lies on the disk when it is done, as the result does.
     """
 
     name: str

@@ -7,7 +7,6 @@ blocks. The pieces do not depend on the number of threads, so neither does anyth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from math import lcm, prod
 
 import msgspec
@@ -33,19 +32,22 @@ def row_slices(shape: tuple[int, ...], axis: int | None, block: int | None) -> l
 
 
 def coded_pieces(
-    read: Callable[[], FloatArray], scale: Scale, encode: Callable[[FloatArray, Scale], Array], threads: int
+    read: Callable[[], FloatArray],
+    scale: Scale,
+    encode: Callable[[FloatArray, Scale], Array],
+    threads: int,
+    then: Callable[[Array], Array],
 ) -> Iterator[Array]:
-    """The codes of a weight, some rows at a time, where each element is rounded by itself."""
+    """What `then` makes of the codes of a weight, some rows at a time, where each element is rounded by itself."""
     weight = read()
     if not weight.ndim:
-        yield encode(weight, scale)
+        yield then(encode(weight, scale))
         return
-    work = partial(_coded, weight, scale, encode)
+
+    def work(rows: slice) -> Array:
+        return then(encode(np.ascontiguousarray(weight[rows]), scale_of_rows(scale, rows)))
+
     yield from in_order(work, row_slices(weight.shape, scale.axis, scale.block), threads)
-
-
-def _coded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scale], Array], rows: slice) -> Array:
-    return encode(np.ascontiguousarray(weight[rows]), scale_of_rows(scale, rows))
 
 
 def scale_of_rows(scale: Scale, rows: slice) -> Scale:

@@ -26,14 +26,14 @@ Array = npt.NDArray[Any]
 class Deferred:
     """An array that is computed each time it is needed and kept by nobody.
 
-    `pieces`, where it is known, gives the elements in order, some at a time, as integers of 8 bits or more: a multiple
-    of eight of them in each piece but the last.
+    `pieces`, where it is known, gives what a function makes of the elements, some at a time and in order, perhaps on
+    several threads. It sees integers of 8 bits or more, a multiple of eight of them in each piece but the last.
     """
 
     shape: tuple[int, ...]
     dtype: str
     make: Callable[[], Array]
-    pieces: Callable[[], Iterator[Array]] | None = None
+    pieces: Callable[[Callable[[Array], Array]], Iterator[Array]] | None = None
 
     @property
     def ndim(self) -> int:

@@ -46,7 +46,7 @@ def test_slices_cover_the_rows_and_cut_neither_blocks_nor_bytes(
 def test_a_single_number_is_a_piece() -> None:
     assert row_slices((), None, None) == [slice(None)]
     scale = scale_of(np.array([2.0], np.float32), Grid(format="int8"))
-    [codes] = coded_pieces(lambda: np.array(1.0, np.float32), scale, create("roundings", "nearest").round, 2)
+    [codes] = coded_pieces(lambda: np.array(1.0, np.float32), scale, create("roundings", "nearest").round, 2, np.copy)
     assert codes.shape == () and codes == 64
 
 
@@ -71,7 +71,7 @@ def test_codes_in_pieces_are_those_of_the_whole(
     given_ = np.asfortranarray(weight) if turned else weight
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "_ELEMENTS", 100)
-        found = list(coded_pieces(lambda: given_, scale, encode, threads))
+        found = list(coded_pieces(lambda: given_, scale, encode, threads, np.copy))
     assert all(piece.size % 8 == 0 for piece in found[:-1])
     np.testing.assert_array_equal(np.concatenate([piece.ravel() for piece in found]), encode(weight, scale).ravel())
 
@@ -88,6 +88,6 @@ def test_tables_of_levels_go_with_their_rows(monkeypatch: pytest.MonkeyPatch) ->
     )  # fmt: skip
     encode = create("roundings", "nearest").round
     monkeypatch.setattr(pieces, "_ELEMENTS", 128)
-    found = list(coded_pieces(lambda: weight, scale, encode, 2))
+    found = list(coded_pieces(lambda: weight, scale, encode, 2, np.copy))
     assert len(found) == 5
     np.testing.assert_array_equal(np.concatenate(found), encode(weight, scale))

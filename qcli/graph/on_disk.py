@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,8 +92,8 @@ class DeferredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
         if self._pieces is None:
             yield self.tobytes()
             return
-        for piece in self._pieces():
-            yield packed(piece, self.dtype.bitwidth).data.cast("B")
+        for piece in self._pieces(partial(packed, bits=self.dtype.bitwidth)):
+            yield piece.data.cast("B")
 
 
 class TurnedTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
@@ -158,7 +159,7 @@ def set_aside(graph: ir.Graph, array: Array) -> Array | Deferred:
         return array
     shelf: Shelf = graph.meta[_SHELF]
     stored = shelf.put(array)
-    return Deferred(array.shape, array.dtype.name, stored.numpy, lambda: _cut(stored.numpy()))
+    return Deferred(array.shape, array.dtype.name, stored.numpy, lambda then: map(then, _cut(stored.numpy())))
 
 
 def _cut(array: Array) -> Iterator[Array]:

@@ -23,12 +23,13 @@ def extrema_of(values: FloatArray) -> Interval:
 
 def _reduced(ufunc: np.ufunc, values: FloatArray) -> FloatArray:
     """Over the first axis; where runs lie one behind the other in memory, in the order of the memory."""
+    size, width = len(values), values.itemsize
     others = sorted(range(1, values.ndim), key=lambda axis: -values.strides[axis])
     runs = values.transpose(*others, 0)
-    if values.ndim < 2 or not runs.flags.c_contiguous or values.flags.c_contiguous:
+    if values.ndim < 2 or size < 2 or values.size == 0 or runs.strides[-2:] != (size * width, width):
         return np.asarray(ufunc.reduce(values, axis=0))
-    flat = runs.reshape(-1)
-    found = ufunc.reduceat(flat, np.arange(0, flat.size, len(values))).reshape(runs.shape[:-1])
+    lines = runs.reshape(*runs.shape[:-2], -1)
+    found = ufunc.reduceat(lines, np.arange(0, lines.shape[-1], size), axis=-1)
     return np.asarray(found.transpose(np.argsort(others)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -337,8 +337,8 @@ def test_other_constants_are_not_turned() -> None:
 def test_what_is_written_in_pieces_is_what_would_be_written_at_once(name: str, kind: str, threads: int) -> None:
     codes = np.random.default_rng(0).integers(0, 2, (37, 5)).astype(kind)
 
-    def pieces() -> Iterator[Array]:
-        return in_order(lambda some: codes[some], [slice(0, 8), slice(8, 32), slice(32, 37)], threads)
+    def pieces(then: Callable[[Array], Array]) -> Iterator[Array]:
+        return in_order(lambda some: then(codes[some]), [slice(0, 8), slice(8, 32), slice(32, 37)], threads)
 
     dtype = native_type(name)
     whole = Deferred(codes.shape, kind, lambda: codes.astype(dtype.numpy()))
