@@ -223,6 +223,7 @@ def large(json: JsonOption = None) -> None:
 @app.command()
 def decoder(
     size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of weights, as in 3GB.")] = "3GB",
+    gptq: Annotated[bool, typer.Option("--gptq/--no-gptq", help="Also learn the weights, which takes minutes.")] = True,
     json: JsonOption = None,
 ) -> None:
     """A generated decoder in 4-bit blocks: memory and time, data-free and learned, as Markdown."""
@@ -230,7 +231,7 @@ def decoder(
     from qcli.memory import parse_size
 
     _prepare(json)
-    report = measure_decoder(parse_size(size))
+    report = measure_decoder(parse_size(size), learned=gptq)
     sys.stdout.write(decoder_markdown(report))
     _write(report, json)
 

@@ -185,7 +185,7 @@ class Problem:
 
     def rows(self, scale: Scale, target: Float64Array | None = None) -> Rows:
         """The weight, or another target [groups, R, K], in units of the steps."""
-        steps, zero = self.steps(scale), self._along(along(scale, self._shape)[1], scale)
+        steps, zero = self.steps(scale), self._zeros(scale)
         shape = (*self.weight.shape[:2], zero.shape[-1])
         lowest, highest = (np.broadcast_to(end - zero, shape) for end in (scale.lowest, scale.highest))
         unit = steps.max(axis=2, keepdims=True)
@@ -194,6 +194,13 @@ class Problem:
         words = None if scale.vectors is None else scale.vectors.words.astype(np.float64)
         ends = Rows(exact=exact, lowest=lowest, highest=highest, sizes=steps / unit, answer=answer)
         return msgspec.structs.replace(ends, table=table, words=words)
+
+    def _zeros(self, scale: Scale) -> Float64Array:
+        """The zero points, [groups or 1, R or 1, K or 1]."""
+        first = scale.zero_point.reshape(-1)[:1]
+        if scale.zero_point.size and (scale.zero_point == first).all():
+            return first.astype(np.float64).reshape(1, 1, 1)
+        return self._along(along(scale, self._shape)[1], scale)
 
     def _table(self, scale: Scale) -> Float64Array | None:
         """The levels of the rows, [1, 1, L] or [groups, R, L]; None where they are evenly spaced."""
@@ -218,7 +225,7 @@ class Problem:
 
     def _answer(self, steps: Float64Array) -> Answer | None:
         """The layer's response in units of `steps` [groups or 1, R or 1]; None for blocks, which are parts of it."""
-        groups, channels, _ = self.weight.shape
+        groups, channels = self.weight.shape[:2]
         whole = groups * channels if self._some is _EVERY else self._channels()
         found = response_of(self._node, whole) if self._window.blocks == 1 else None
         if found is None:

@@ -22,14 +22,17 @@ from qcli.levels import is_uniform
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
 from qcli.parallel import MOST_AT_ONCE, in_order
+from qcli.pieces import coded_pieces
 from qcli.plugins import create
+from qcli.quick_blocks import quick_scale
+from qcli.roundings._learned import Moments, kept
 from qcli.scale_forms import as_stored
 from qcli.scales import equal, same_levels, union, unsigned
 from qcli.statistics import Statistics
 from qcli.tables import table_of
 from qcli.targets._support import traits_of
 from qcli.ties import tied
-from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
+from qcli.types import Array, Deferred, Entry, FloatArray, Interval, Plan, Request, Role, Scale
 
 _INT32_MAX = 2**31 - 1
 _EITHER = 63
@@ -112,6 +115,7 @@ class Solver:
     ) -> None:
         self.plan = plan
         self._threads = 1 if model.large else min(threads, MOST_AT_ONCE)
+        self._within = min(threads, MOST_AT_ONCE) if model.large else 1
         self.statistics = statistics
         self.model = model
         self._values = values_of(model)
@@ -121,6 +125,7 @@ class Solver:
         self._unsigned = traits_of(self._target).unsigned_activations
         self.learned = learned_requests(plan, model) if not model.large else {}
         self.energies = energy_requests(plan, model) if not model.large else {}
+        self.known_moments: dict[Request, Moments] = {}
         self.solution = known or Solution()
         for entry in plan.entries if known is not None else ():
             if entry.site.role is Role.OUTPUT or entry.site.value not in self._by_value:
@@ -202,15 +207,24 @@ class Solver:
             rows = row_axis(self._nodes[entry.site.node], entry.site.operand, weight.shape)
             return self._coded(entries, table_of(weight, entry, energies, rows=rows, thin=self.model.large))
         quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
-        known = partial(quick, grid=entry.grid) if quick is not None else None
-        interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies, quick=known)
+        if quick is not None and entry.grid.block is not None and energies is None:
+            number_format = create("formats", entry.grid.format)
+            found = quick_scale(weight, entry.grid, partial(quick, grid=entry.grid), number_format, self._within)
+            return self._settled(entries, weight, found, None)  # nothing multiplies blocks: there is no least step
+        interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
+        return self._settled(entries, weight, msgspec.structs.replace(scale, scale=steps), floor)
+
+    def _settled(
+        self, entries: list[Entry], weight: FloatArray, scale: Scale, floor: Float64Array | None
+    ) -> tuple[Scale, Array | Deferred]:
+        """The codes of a weight whose scale was found, and that scale as the rounding and the file have it."""
+        grid, rounding = entries[0].grid, create("roundings", entries[0].rounding)
         signed = self._unsigned and scale.dtype == "uint8" and scale.highest <= _EITHER
-        widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
-        widened = as_stored(fitted(weight, widened, create("roundings", entry.rounding), floor), entry.grid.scales)
-        return self._coded(entries, widened, floor)
+        typed = msgspec.structs.replace(scale, dtype="int8") if signed else scale
+        return self._coded(entries, as_stored(fitted(weight, typed, rounding, floor), grid.scales), floor)
 
     def _coded(
         self, entries: list[Entry], scale: Scale, floor: Float64Array | None = None
@@ -229,16 +243,25 @@ class Solver:
         inputs = inputs_of(self.learned[node], self.statistics)
         if inputs is None:
             return None
-        codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor)
+        inputs = inputs._replace(measured=self._kept(self.learned[node], inputs.measured))
+        codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor, threads=self._within)
         return fitted, set_aside(self.model.graph, codes)
+
+    def _kept(self, request: Request, measured: Moments) -> Moments:
+        """What follows from a large model's measurements is computed once for all weights that read the same."""
+        if not self.model.large:
+            return measured
+        return self.known_moments.setdefault(request, kept(measured))
 
     def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
         """The codes of a weight; those of a large model are computed again each time they are needed."""
-        encode = create("roundings", "squant" if learns(entry) else entry.rounding).round
+        rounding = create("roundings", "squant" if learns(entry) else entry.rounding)
+        encode, read = rounding.round, partial(self._weight_array, entry)
         if not self.model.large:
-            return rounded(self._weight_array(entry), scale, encode)
-        shape = scale.codes_shape(self._weight_array(entry).shape)
-        return Deferred(shape, scale.dtype, lambda: rounded(self._weight_array(entry), scale, encode))
+            return rounded(read(), scale, encode)
+        alone = getattr(rounding, "elementwise", False) and scale.vectors is None
+        pieces = partial(coded_pieces, read, scale, encode, self._within) if alone else None
+        return Deferred(scale.codes_shape(read().shape), scale.dtype, lambda: rounded(read(), scale, encode), pieces)
 
     def biases(self) -> None:
         """scale = s_x * s_w, along the weight's output channels."""

@@ -11,10 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from qcli.granularity import bits_of_scales, codes_of, is_unscaled, laid_out, no_vectors, scales_of
-from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
+from qcli.graph import (
+    Model,
+    Node,
+    Value,
+    constant_of,
+    dimensions,
+    is_finite,
+    node_key,
+    original_name,
+    stored_bits,
+)
 from qcli.halves import beyond
 from qcli.layers import weight_operands
 from qcli.legality import TABLE, UNEVEN, no_form
@@ -70,7 +79,7 @@ def _entries(
         if value is None or array is None or array.dtype.name != "float32":
             reasons[node_key(node)] = "its weight is not float32"
             continue
-        if not np.isfinite(array).all():
+        if not is_finite(value):
             reasons[node_key(node)] = "its weight holds Inf or NaN"
             continue
         entry = laid_out(rules.entry(_site(node, operand, value)), node, array.shape, axis)

@@ -5,7 +5,7 @@ Shapes in this module use None for a dimension that is only known when samples a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -24,11 +24,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Deferred:
-    """An array that is computed each time it is needed and kept by nobody."""
+    """An array that is computed each time it is needed and kept by nobody.
+
+    `pieces`, where it is known, gives what a function makes of the elements, some at a time and in order, perhaps on
+    several threads. It sees integers of 8 bits or more, a multiple of eight of them in each piece but the last.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     make: Callable[[], Array]
+    pieces: Callable[[Callable[[Array], Array]], Iterator[Array]] | None = None
 
     @property
     def ndim(self) -> int:

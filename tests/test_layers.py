@@ -61,10 +61,12 @@ LAYERS = {
         "storage_roles",
         "scale_forms",
         "ties",
+        "pieces",
     ),
     "what follows from it": (
         "granularity",
         "conversion",
+        "quick_blocks",
         "blocks",
     ),
     "formats, stats, samples": (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from decoders import count_as_large, decoder_in
+from decoders import SHAPE, count_as_large, decoder_in
 from models import node, normal, proto_of
 
 from qcli import by_parts, learn_weight
@@ -18,6 +18,7 @@ from qcli.graph import load_model
 from qcli.job import QuantizeJob
 from qcli.pipeline import calibrate_job, quantize
 from qcli.report import Report
+from qcli.roundings import _quadratic
 from qcli.statistics import Statistics
 from qcli.types import Array, Deferred
 from qcli.watch import Watch
@@ -96,6 +97,26 @@ def test_the_same_bytes_on_any_number_of_threads(folder: Path, monkeypatch: pyte
         made(folder, rule("coordinate", "{mse: {weighted: true}}"), threads=threads)
         contents.append({path.name: path.read_bytes() for path in (folder / "out").iterdir()})
     assert contents[0] == contents[1]
+
+
+def test_rows_of_a_wide_matrix_learn_on_several_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count_as_large(monkeypatch)
+    monkeypatch.setattr(learn_weight, "_AT_ONCE", 5_000)
+    alone, beside = (made(folder, rule("{gptq: {refit: 1}}"), threads=threads) for threads in (1, 3))
+    assert_alike(alone.constants, beside.constants)
+
+
+def test_weights_with_one_input_share_what_is_computed_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries, keys and values; gate and up; what the attention mixed; what goes down: four for each layer."""
+    count_as_large(monkeypatch)
+    computed: list[int] = []
+    original = _quadratic._inverse_factor
+    monkeypatch.setattr(
+        _quadratic, "_inverse_factor", lambda products: (computed.append(len(products)), original(products))[1]
+    )
+    found = made(folder, rule("gptq"))
+    assert found.report.plan is not None and found.report.plan.entries > 14
+    assert len(computed) == 4 * SHAPE.layers + 1, "and one for the logits"
 
 
 def test_sequential_roundings_learn_from_the_float_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,11 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
         """The weight in the units of the rows, [groups, R, K]."""
         return np.asarray(self.exact * self.sizes)
 
+    def target_of(self, some: slice) -> Float64Array:
+        """The target of some rows."""
+        sizes = self.sizes[:, some] if self.sizes.shape[1] > 1 else self.sizes
+        return np.asarray(self.exact[:, some] * sizes)
+
     def nearest(self, exact: Float64Array, some: slice | int) -> Float64Array:
         """The codes next to where some inputs lie: [groups, R, K], or [groups, R] of a single input."""
         if self.table is None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from qcli.errors import UsageError
 from qcli.roundings._learned import LearnedRounding, Moments
-from qcli.roundings._quadratic import compensate, descend
+from qcli.roundings._quadratic import descend
 from qcli.roundings._rows import Float64Array, Rows
 from qcli.roundings._vectors import compensate_vectors, descend_vectors
 
@@ -33,4 +33,4 @@ class Coordinate(LearnedRounding, frozen=True, kw_only=True):
         products = self.products(measured)
         if rows.words is not None:
             return descend_vectors(compensate_vectors(rows, products), rows, products, self.sweeps)
-        return descend(compensate(rows, products), rows, products, self.sweeps)
+        return descend(self.compensated(rows, measured), rows, products, self.sweeps)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from qcli.roundings._learned import LearnedRounding, Moments
-from qcli.roundings._quadratic import compensate
 from qcli.roundings._rows import Float64Array, Rows
 from qcli.roundings._vectors import compensate_vectors
 
@@ -22,5 +21,6 @@ class Gptq(LearnedRounding, frozen=True, kw_only=True):
 
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off."""
-        choose = compensate if rows.words is None else compensate_vectors
-        return choose(rows, self.products(measured))
+        if rows.words is not None:
+            return compensate_vectors(rows, self.products(measured))
+        return self.compensated(rows, measured)
