@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from qcli.encodings._weights import Coded, Pool
 from qcli.graph import Graph, Model, Node, Value, constant_of, graph_of, insert_after, make_node, node_key
 from qcli.plugins import create
+from qcli.scales import ends_of
 from qcli.solve import Solution, site_key
 from qcli.targets._support import traits_of
 from qcli.types import Entry, Plan, Role, Scale
@@ -144,8 +145,7 @@ def _adds_constant(node: Node) -> bool:
 def _before_clips(value: Value, scale: Scale) -> Value:
     """The value in front of the Relu, Clip, Max and Min that a saturating grid makes superfluous."""
     step = float(scale.scale[0])
-    lowest = (scale.lowest - int(scale.zero_point[0])) * step
-    highest = (scale.highest - int(scale.zero_point[0])) * step
+    lowest, highest = ends_of(scale)
     while (producer := value.producer()) is not None:
         lower, upper = _bounds(producer)
         source = producer.inputs[0] if constant_of(producer.inputs[0]) is None else producer.inputs[1]

@@ -8,7 +8,7 @@ so on 8 bits. Everything else is float, with a reason. Figures in docs/placement
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import msgspec
@@ -35,6 +35,18 @@ _STRUCTURAL = (
 )  # fmt: skip
 
 
+class Rules(Protocol):
+    """What placement asks of a recipe's rules."""
+
+    def refusal(self, node: Node) -> str | None:
+        """Why the recipe keeps a node from static quantization, or None."""
+        ...
+
+    def in_floats(self, node: Node) -> bool:
+        """True if what the node reads becomes floats of eight bits."""
+        ...
+
+
 class Target(Protocol):
     """What placement asks of a target."""
 
@@ -48,7 +60,8 @@ class Placed:
     """A node that becomes integer.
 
     `operands` hold its activations. `tail` are the nodes that its kernel swallows (a bias Add, Relu, Clip), `result`
-    is the value behind them, quantized if `quantize_output`. `bias` is the reader and operand of the bias.
+    is the value behind them, quantized if `quantize_output`. `bias` is the reader and operand of the bias. `floats`:
+    it multiplies floats of eight bits.
     """
 
     node: Node
@@ -57,6 +70,7 @@ class Placed:
     tail: tuple[Node, ...] = ()
     bias: tuple[Node, int] | None = None
     quantize_output: bool = True
+    floats: bool = False
 
     @property
     def result(self) -> Value:
@@ -87,34 +101,40 @@ class Unfit:
 NOTHING_UNFIT = Unfit()
 
 
-def place(model: Model, target: Target, refused: Callable[[Node], str | None], unfit: Unfit = NOTHING_UNFIT) -> Layout:
-    """Divides the main graph and each body of an If, Loop or Scan, each for itself.
+@dataclass(frozen=True)
+class _Measured:
+    """The rules of a recipe, and what was measured against them."""
 
-    `refused` gives the reason why a recipe keeps a node from static integers, or None.
-    """
+    rules: Rules
+    unfit: Unfit
 
-    def refusal(node: Node) -> str | None:
-        return unfit.nodes.get(node_key(node)) or refused(node)
+    def refusal(self, node: Node) -> str | None:
+        return self.unfit.nodes.get(node_key(node)) or self.rules.refusal(node)
 
+    def in_floats(self, node: Node) -> bool:
+        return self.rules.in_floats(node)
+
+
+def place(model: Model, target: Target, rules: Rules, unfit: Unfit = NOTHING_UNFIT) -> Layout:
+    """Divides the main graph and each body of an If, Loop or Scan, each for itself."""
     layout = Layout()
     reasons: dict[Node, str] = {}
+    measured = _Measured(rules, unfit)
     for graph in model.graphs():
-        placed, why = _divide(graph, target, refusal, unfit)
+        placed, why = _divide(graph, target, measured)
         layout.placed.update(placed)
         reasons.update(why)
     layout.kept = _kept(model, layout, reasons)
     return layout
 
 
-def _divide(
-    graph: Graph, target: Target, refused: Callable[[Node], str | None], unfit: Unfit
-) -> tuple[dict[Node, Placed], dict[Node, str]]:
+def _divide(graph: Graph, target: Target, rules: _Measured) -> tuple[dict[Node, Placed], dict[Node, str]]:
     """The nodes of one graph that become integer, and why the others do not."""
     reasons: dict[Node, str] = {}
     candidates: dict[Node, Placed] = {}
     for node in graph:
-        found = _candidate(node, target, refused)
-        reason = found if isinstance(found, str) else _unfit(found, unfit)
+        found = _candidate(node, target, rules)
+        reason = found if isinstance(found, str) else _unfit(found, rules.unfit)
         if isinstance(found, str) or reason is not None:
             reasons[node] = str(reason)
         else:
@@ -129,14 +149,19 @@ def _divide(
     return placed, reasons
 
 
-def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]) -> Placed | str:
+def _candidate(node: Node, target: Target, rules: Rules) -> Placed | str:
     """The node as it would be placed, or the reason why it cannot be."""
     support = target.support(node.op_type, node.domain)
     if support is None:
         return target.refusal(node.op_type, node.domain)
+    floats, multiplies = rules.in_floats(node), support.weight is not None
+    if floats and multiplies:
+        support = _of_floats(support)
     if support.either and support.weight is not None and not is_constant(node.inputs[support.weight]):
         support = msgspec.structs.replace(support, weight=None, bias=None, data=None)
-    reason = illegal(node, support) or refused(node)
+    reason = illegal(node, support) or rules.refusal(node)
+    if reason is None and floats and not multiplies:
+        reason = "floats of 8 bits are for what Conv, Gemm and MatMul multiply: it computes in float"
     if reason is None and _is_swish(node, target):
         reason = "of x f(x), both are there in float, since f has no integer kernel"
     if reason is None and support.placement is not Placement.ANCHOR and touches_quantized(node):
@@ -154,8 +179,20 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
         return "it reads no activation"
     if support.depthwise is not None and _is_depthwise(node) and _is_computed(node.inputs[0]):
         support = msgspec.structs.replace(support, placement=support.depthwise)
-    tail, bias = _tail(node, support, refused)
-    return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias)
+    tail, bias = _tail(node, support, rules.refusal)
+    return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias, floats=floats)
+
+
+def _of_floats(support: Support) -> Support:
+    """A layer that multiplies floats of eight bits: its sum and its bias are wider floats, and so is its result."""
+    return Support(
+        placement=Placement.ANCHOR,
+        data=support.data,
+        weight=support.weight,
+        output_optional=True,
+        float_bias=True,
+        either=support.either,
+    )
 
 
 def _without_fused(node: Node, operands: tuple[int, ...], target: Target) -> tuple[int, ...]:
@@ -318,12 +355,13 @@ def _with_output(placed: Placed, reachable: dict[Node, Placed], useful: set[Node
     """A kernel that can give float results does so unless all its readers take integers from it."""
     uses = tuple(placed.result.uses())
     integer = bool(uses) and all(reader in useful and operand in reachable[reader].operands for reader, operand in uses)
-    if not placed.support.output_optional or (integer and not placed.result.is_graph_output()):
+    wanted = integer and not placed.result.is_graph_output() and not placed.floats
+    if not placed.support.output_optional or wanted:
         return placed
     tail = placed.tail
     while tail and not _adds_bias(placed, tail[-1]):
         tail = tail[:-1]
-    return Placed(placed.node, placed.support, placed.operands, tail, placed.bias, quantize_output=False)
+    return replace(placed, tail=tail, quantize_output=False)
 
 
 def _adds_bias(placed: Placed, follower: Node) -> bool:

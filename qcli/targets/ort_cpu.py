@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from qcli.targets._support import STORED_ONLY, Placement, Support
+from qcli.targets._support import EIGHT_BIT_FLOATS, STORED_ONLY, Placement, Support
 
 _ANCHOR, _BETWEEN, _FOLLOW = Placement.ANCHOR, Placement.BETWEEN, Placement.FOLLOW
 
@@ -55,7 +55,7 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """onnxruntime on a CPU: unsigned 8-bit activations and signed 8-bit weights, or any integers of 2 to 16 bits.
 
     Its kernels multiply 8-bit codes, so fewer bits run at the speed of eight. More than eight on either side run as
-    QuantizeLinear, DequantizeLinear and a float kernel: right, but no faster than float.
+    QuantizeLinear, DequantizeLinear and a float kernel: right, but no faster than float. So do floats of 8 bits.
 
     `isa` is the instruction set that the model will run on: `vnni` and `arm64` take weights of 8 bits as they
     are; on `avx2` (x86 without VNNI) two products are added in 16 bits and may saturate, so weights that sit
@@ -76,7 +76,9 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def formats(self, role: str) -> tuple[str, ...]:
         """The formats that it runs for a role, the ones with the fastest kernels first."""
-        return ("int8", "uint8", *_ANY_WIDTH, *STORED_ONLY) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
+        if role == "weight":
+            return ("int8", "uint8", *_ANY_WIDTH, *STORED_ONLY)
+        return ("uint8", "int8", *_ANY_WIDTH, *EIGHT_BIT_FLOATS)
 
     def resolved_isa(self) -> str:
         """The instruction set, with `auto` replaced by what this machine has."""
