@@ -58,6 +58,7 @@ from qcli.report import (
     size_of,
     with_gates,
 )
+from qcli.small_floats import doubts_about_saturation
 from qcli.solve import Solution
 from qcli.statistics import Statistics, load_statistics
 from qcli.storage import read_storage
@@ -200,6 +201,8 @@ def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model
         for doubt in doubts_about(plan, prepared.model, statistics):
             watch.warn(doubt)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
+    for doubt in doubts_about_saturation(plan, solution, statistics):
+        watch.warn(doubt)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan, solution
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -122,6 +122,17 @@ def multiplied_there(entry: Entry, traits: Traits) -> Entry:
         return entry
     spec: Spec = {"qdq": {**encoding.options, "decode": "load"}}
     return msgspec.structs.replace(entry, encoding=spec, because=f"{entry.because}{why}")
+
+
+IN_FLOAT = "onnxruntime's CPU provider multiplies no floats of 8 bits: it computes in float between them"
+
+
+def of_small_floats(entries: Iterable[Entry]) -> Iterator[str]:
+    """The layers, by first output, that multiply floats of eight bits, as far as a runtime can."""
+    for entry in entries:
+        if entry.site.role is Role.WEIGHT and native_of(entry.grid) is not None:
+            if create("encodings", entry.encoding).calibrated:
+                yield entry.site.node
 
 
 def stored_there(entries: Iterable[Entry], spec: Spec) -> tuple[tuple[Entry, ...], dict[str, str]]:

@@ -148,6 +148,7 @@ LAYERS = {
         "doubts",
         "job_files",
         "learnable",
+        "small_floats",
         "aimet",
         "teaching",
     ),
