@@ -131,11 +131,20 @@ def _would_be_quantized(value: Value) -> bool:
         producer = next((item.producer() for item in producer.inputs if item is not None and item.producer()), None)
     if producer is None:
         return False
-    read = [item for item in producer.inputs if item is not None and constant_of(item) is None]
+    read = [item for item in producer.inputs if item is not None and not _is_static(item)]
     fed = bool(read) and all((before := item.producer()) and before.op_type == "DequantizeLinear" for item in read)
     if producer.op_type in _LAYERS:
-        return fed and constant_of(producer.inputs[1]) is not None
+        return fed and producer.inputs[1] is not None and _is_static(producer.inputs[1])
     return fed and producer.op_type in _FUSED
+
+
+def _is_static(value: Value) -> bool:
+    """True for a constant, and for one that a Cast and a Mul decode: onnxruntime computes them first of all."""
+    if constant_of(value) is not None:
+        return True
+    producer = value.producer()
+    decodes = producer is not None and producer.op_type in ("Cast", "Mul")
+    return decodes and all(item is not None and _is_static(item) for item in producer.inputs)  # type: ignore[union-attr]
 
 
 def _adds_constant(node: Node) -> bool:

@@ -7,7 +7,6 @@ so on 8 bits. Everything else is float, with a reason. Figures in docs/placement
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,7 +18,6 @@ from qcli.graph import (
     Model,
     Node,
     Value,
-    constant_of,
     dimensions,
     is_constant,
     node_key,
@@ -27,6 +25,7 @@ from qcli.graph import (
     sole_consumer,
 )
 from qcli.legality import illegal
+from qcli.tails import bias_operand, tail_of
 from qcli.targets._support import Placement, Support
 from qcli.types import KeptFloat
 
@@ -179,7 +178,7 @@ def _candidate(node: Node, target: Target, rules: Rules) -> Placed | str:
         return "it reads no activation"
     if support.depthwise is not None and _is_depthwise(node) and _is_computed(node.inputs[0]):
         support = msgspec.structs.replace(support, placement=support.depthwise)
-    tail, bias = _tail(node, support, rules.refusal)
+    tail, bias = tail_of(node, support, rules.refusal)
     return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias, floats=floats)
 
 
@@ -239,58 +238,6 @@ def _unfit(placed: Placed, unfit: Unfit) -> str | None:
     if not placed.support.output_optional:
         names += [value.name for value in placed.results]
     return next((f"'{name}': {unfit.values[name]}" for name in names if name in unfit.values), None)
-
-
-def _tail(
-    node: Node, support: Support, refused: Callable[[Node], str | None]
-) -> tuple[tuple[Node, ...], tuple[Node, int] | None]:
-    """The nodes behind an integer kernel that it swallows, and where its bias is read."""
-    tail: list[Node] = []
-    bias: tuple[Node, int] | None = None
-    if support.bias is not None and len(node.inputs) > support.bias and node.inputs[support.bias] is not None:
-        bias = (node, support.bias)
-    value = node.outputs[0]
-    while (follower := sole_consumer(value)) is not None and len(tail) < 3 and refused(follower) is None:
-        if follower.graph is not node.graph:
-            break
-        if node.op_type == "MatMul" and not tail and (operand := bias_operand(node, follower)) is not None:
-            bias = (follower, operand) if joins_bias(node) and not support.float_bias else None
-        elif not _clips(follower, value) or support.tied:
-            break
-        tail.append(follower)
-        value = follower.outputs[0]
-    return tuple(tail), bias
-
-
-def bias_operand(layer: Node, follower: Node) -> int | None:
-    """The operand of an Add that holds a constant vector over the layer's output channels."""
-    weight = dimensions(layer.inputs[1]) if layer.inputs[1] is not None else None
-    if follower.op_type != "Add" or weight is None:
-        return None
-    for operand, value in enumerate(follower.inputs):
-        if value is not None and is_constant(value) and dimensions(value) in ((weight[-1],), (1, weight[-1])):
-            return operand
-    return None
-
-
-def joins_bias(layer: Node) -> bool:
-    """True if the runtime joins a MatMul and the Add behind it into a Gemm: for matrices and for fixed shapes.
-
-    That Gemm is integer only if its bias is. Where the two stay apart, a bias in float is cheaper and exact.
-    """
-    data = dimensions(layer.inputs[0]) if layer.inputs[0] is not None else None
-    return data is not None and (len(data) == 2 or None not in data)
-
-
-def _clips(node: Node, value: Value) -> bool:
-    """True for Relu, and for Clip, Max and Min with constant scalars: a saturating grid does their work."""
-    if node.op_type == "Relu":
-        return True
-    if node.op_type not in ("Clip", "Max", "Min") or node.inputs.count(value) != 1:
-        return False
-    rank = len(dimensions(value) or ())
-    bounds = [constant_of(item) for item in node.inputs if item is not None and item is not value]
-    return all(array is not None and array.size == 1 and array.ndim <= rank for array in bounds)
 
 
 def _forward(graph: Graph, candidates: dict[Node, Placed]) -> dict[Node, Placed]:

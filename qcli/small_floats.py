@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from qcli.distribution import Distribution
 from qcli.levels import native_of
 from qcli.measured import seen_at
@@ -9,13 +11,10 @@ from qcli.plugins import choice_of
 from qcli.scales import ends_of
 from qcli.solve import Solution, site_key
 from qcli.statistics import Statistics
-from qcli.types import Plan, Role
+from qcli.types import Plan, Role, Scale
 
 _MANY = 1e-3
 """The share of a value's numbers that may saturate before it is worth a word: ranges that clip outliers want some."""
-
-_SLACK = 1 + 1e-6
-"""A scale is a float32: the end of a range that spans everything may be off by its last bit."""
 
 _NAMED = 3
 
@@ -31,7 +30,7 @@ def doubts_about_saturation(plan: Plan, solution: Solution, statistics: Statisti
             continue
         known = seen_at(entry, statistics)
         if known is not None:
-            said = _beyond(known, *ends_of(solution.scales[site_key(entry)]))
+            said = _beyond(known, solution.scales[site_key(entry)])
             if said:
                 found[entry.site.value] = f"'{entry.site.value}' {said} ({choice_of(entry.grid.format).name})"
     if not found:
@@ -41,12 +40,14 @@ def doubts_about_saturation(plan: Plan, solution: Solution, statistics: Statisti
     return [f"floats of 8 bits saturate on the samples: {listed}{more}; widen their ranges"]
 
 
-def _beyond(known: Distribution, lowest: float, highest: float) -> str:
-    """How much of what was seen lies beyond a grid, or nothing."""
+def _beyond(known: Distribution, scale: Scale) -> str:
+    """How much of what was seen lies further beyond a grid than rounding to its last level explains, or nothing."""
+    levels = np.asarray(scale.levels, np.float64)
+    lowest, highest = (end * (1.5 - levels[-2] / levels[-1] / 2) for end in ends_of(scale))
     lower, upper = float(known.lower.min()), float(known.upper.max())
-    if lower >= lowest * _SLACK and upper <= highest * _SLACK:
+    if lower >= lowest and upper <= highest:
         return ""
-    reached, end = (upper, highest) if upper / highest > lower / lowest else (lower, lowest)
+    reached, end = (upper, ends_of(scale)[1]) if upper / highest > lower / lowest else (lower, ends_of(scale)[0])
     said = f"reaches {reached:.4g}, the grid {end:.4g}"
     if known.resolution == 0:  # the ends alone were measured
         return said

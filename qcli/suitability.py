@@ -114,13 +114,10 @@ def multiplied_there(entry: Entry, traits: Traits) -> Entry:
     native = entry.site.role is Role.WEIGHT and native_of(entry.grid) is not None
     if not native or encoding.name != "qdq" or "decode" in encoding.options or "load" not in traits.decode:
         return entry
-    if traits.here:
-        why = "; multiplied in float, as onnxruntime's CPU provider multiplies no floats of 8 bits"
-    elif entry.site.op == "MatMul":
-        why = "; behind Cast and Mul, since onnxruntime takes a MatMul of two DequantizeLinear for one of integers"
-    else:
+    if not traits.here and entry.site.op != "MatMul":
         return entry
-    spec: Spec = {"qdq": {**encoding.options, "decode": "load"}}
+    why = f"; {IN_FLOAT}" if traits.here else "; behind a Sum, so that onnxruntime takes it for no product of integers"
+    spec: Spec = {"qdq": {**encoding.options, "decode": "load" if traits.here else "shielded"}}
     return msgspec.structs.replace(entry, encoding=spec, because=f"{entry.because}{why}")
 
 
@@ -130,9 +127,9 @@ IN_FLOAT = "onnxruntime's CPU provider multiplies no floats of 8 bits: it comput
 def of_small_floats(entries: Iterable[Entry]) -> Iterator[str]:
     """The layers, by first output, that multiply floats of eight bits, as far as a runtime can."""
     for entry in entries:
-        if entry.site.role is Role.WEIGHT and native_of(entry.grid) is not None:
-            if create("encodings", entry.encoding).calibrated:
-                yield entry.site.node
+        native = entry.site.role is Role.WEIGHT and native_of(entry.grid) is not None
+        if native and create("encodings", entry.encoding).calibrated:
+            yield entry.site.node
 
 
 def stored_there(entries: Iterable[Entry], spec: Spec) -> tuple[tuple[Entry, ...], dict[str, str]]:

@@ -95,6 +95,7 @@ LAYERS = {
         "halves",
         "half_nodes",
         "scales",
+        "tails",
     ),
     "sweep by sweep": ("by_parts",),
     "parts of a stage": (

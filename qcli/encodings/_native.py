@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -37,22 +38,24 @@ def as_numbers(codes: Array | Deferred, scale: Scale) -> Array | Deferred:
     return Deferred(codes.shape, known.dtype.name, lambda: np.asarray(known[make()]))
 
 
-def decoded_numbers(coded: Coded, pool: Pool, *, load: bool) -> Value:
-    """A constant of the type as real numbers in front of its reader: behind a DequantizeLinear, without a zero point.
+Decode = Literal["run", "shielded", "load"]
+"""How weights become real numbers: DequantizeLinear, this and a Sum of one operand, or a Cast and a Mul."""
 
-    With `load` behind a Cast and a Mul, which onnxruntime computes once, when it loads the model.
-    """
+
+def decoded_numbers(coded: Coded, pool: Pool, decode: Decode) -> Value:
+    """A constant of the type as real numbers in front of its reader."""
     scale, name, home = coded.scale, coded.name, home_of(coded)
 
     def store() -> Value:
         return add_initializer(home, f"{name}_q", as_numbers(coded.codes, scale), type_of(scale))
 
     stored = pool.once((name, id(coded.codes), "numbers"), store)
-    if load:
+    if decode == "load":
         floats = _written(coded, "Cast", [stored], "cast", {"to": DataType.FLOAT.value})
         return _written(coded, "Mul", [floats, pool.steps(coded, spread=True)], "dq")
     along_axis = {} if scale.axis is None else {"axis": scale.axis}
-    return _written(coded, "DequantizeLinear", [stored, pool.steps(coded)], "dq", along_axis)
+    real = _written(coded, "DequantizeLinear", [stored, pool.steps(coded)], "dq", along_axis)
+    return _written(coded, "Sum", [real], "kept_float") if decode == "shielded" else real
 
 
 def _written(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 
-from qcli.encodings._native import decoded_numbers, through_type
+from qcli.encodings._native import Decode, decoded_numbers, through_type
 from qcli.encodings._weights import Coded, Pool, dequantized
 from qcli.graph import Graph, Value, add_initializer, graph_of, insert_after, make_node, packed_opset, share_initializer
 from qcli.types import Array, Scale
@@ -18,12 +18,13 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     With `pack`, weights of two to four bits are stored as such, behind a Cast to 8 bits that onnxruntime computes once;
     without, in 8 bits each, for runtimes that do not fold it. `decode` is about
-    weights in floats of eight bits: `run` writes DequantizeLinear, as compilers for hardware that multiplies them expect
-    it, `load` a Cast and a Mul, which onnxruntime computes once.
+    weights in floats of eight bits: `run` writes DequantizeLinear, as compilers for hardware that multiplies them look
+    for it; `shielded` a Sum of one operand behind it, without which onnxruntime takes a MatMul of two DequantizeLinear
+    for one of integers and does not load it; `load` a Cast and a Mul, which onnxruntime computes once.
     """
 
     pack: bool = True
-    decode: Literal["run", "load"] = "run"
+    decode: Decode = "run"
     calibrated: ClassVar[bool] = True
     multiplies: ClassVar[bool] = True
 
@@ -41,7 +42,7 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def _real(self, coded: Coded, pool: Pool) -> Value:
         if coded.scale.native is not None:
-            return decoded_numbers(coded, pool, load=self.decode == "load")
+            return decoded_numbers(coded, pool, self.decode)
         return dequantized(coded, pool, coded.node, pack=self.pack)
 
     def activation(self, graph: Graph, source: Value, name: str, scale: Scale) -> Value:

@@ -24,7 +24,7 @@ class Tensorrt(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True)
       one inside of that convolution.
     * Pooling and what only moves data stay in int8 behind int8. All else is left to TensorRT, which fuses it in float.
     * int4 is for stored weights in blocks; recurrent layers and embeddings read float weights.
-    * float8_e4m3fn is multiplied by Conv, Gemm and MatMul where both operands have it; float8_e5m2 is no type of TensorRT.
+    * float8_e4m3fn is multiplied by Conv, Gemm and MatMul where both operands have it; it has no float8_e5m2.
 
     `opset` is the newest operator set: onnx-tensorrt's docs/operators.md of TensorRT 10.15 has "opset 9 to opset 24".
 
