@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from qcli.graph import Node, Value, constant_of, dimensions, is_constant, sole_consumer
 from qcli.targets._support import Support
+from qcli.types import Array
 
 
 def tail_of(
@@ -58,3 +59,16 @@ def _clips(node: Node, value: Value) -> bool:
     rank = len(dimensions(value) or ())
     bounds = [constant_of(item) for item in node.inputs if item is not None and item is not value]
     return all(array is not None and array.size == 1 and array.ndim <= rank for array in bounds)
+
+
+def float_bias(layer: Node) -> Array | None:
+    """The constant that a layer, or the Add behind a MatMul, adds to the products.
+
+    Where the plan leaves it float, onnxruntime 1.31.1 stores it as int32 with the scale s_x * s_w when it loads the model
+    (WeightBiasQuantization), whether it fits or not.
+    """
+    if layer.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        return constant_of(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    follower = sole_consumer(layer.outputs[0]) if layer.op_type == "MatMul" else None
+    operand = bias_operand(layer, follower) if follower is not None else None
+    return None if follower is None or operand is None else constant_of(follower.inputs[operand])
