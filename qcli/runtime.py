@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from qcli.errors import ResourceError, RuntimeFailure
+from qcli.errors import ResourceError, RuntimeFailure, UnsupportedError
 from qcli.types import Array, Runnable
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -103,6 +103,7 @@ class Session:
             self._session = _loaded(content, options, kept_out)
         except _RUNTIME_ERRORS as error:
             _refuse_lack_of_memory(error)
+            _refuse_newer(error)
             hint = "run 'qcli doctor' to see this onnxruntime's version"
             raise RuntimeFailure(f"onnxruntime cannot load the model: {_reason(error)}", hint) from error
 
@@ -237,6 +238,21 @@ def _refuse_lack_of_memory(error: BaseException) -> None:
     if any(words in text for words in _NO_MEMORY):
         hint = "use fewer --threads, smaller samples or a machine with more memory"
         raise ResourceError("out of memory in onnxruntime", hint) from error
+
+
+def _refuse_newer(error: BaseException) -> None:
+    """Raises UnsupportedError for a file version or an operator set that came after this onnxruntime."""
+    for what, pattern in _NEWER.items():
+        found = pattern.search(str(error))
+        if found is not None:
+            problem = f"the model is of {what} {found[1]}, the installed onnxruntime reads up to {found[2]}"
+            raise UnsupportedError(problem, "export it with an older one, or install a newer onnxruntime") from error
+
+
+_NEWER = {
+    "IR version": re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)"),
+    "opset": re.compile(r"Opset (\d+) is under development.*support for domain ai\.onnx is till opset (\d+)", re.DOTALL),
+}
 
 
 def _reason(error: BaseException) -> str:
