@@ -16,6 +16,9 @@ import msgspec
 import numpy as np
 
 from qcli.errors import UsageError
+from qcli.granularity import is_unscaled
+from qcli.levels import is_uniform
+from qcli.plugins import choice_of
 from qcli.solve import Solution, site_key
 from qcli.types import Plan, Role, Scale
 
@@ -23,7 +26,12 @@ Version = Literal["1.0.0", "0.6.1"]
 
 
 def refuse_blocks(plan: Plan, version: Version) -> None:
-    """Raises UsageError for weights in blocks, which version 0.6.1 has no form for."""
+    """Raises UsageError for levels that are no integers, and for blocks, which version 0.6.1 has no form for."""
+    weights = [entry for entry in plan.entries if entry.site.role is not Role.BIAS]
+    other = next((entry for entry in weights if is_unscaled(entry.grid.format) or not is_uniform(entry.grid)), None)
+    if other is not None:
+        problem = f"files of encodings hold integers, and '{other.site.value}' gets {choice_of(other.grid.format).name}"
+        raise UsageError(problem, "leave out --encodings, or take a recipe of integers")
     blocked = next((entry for entry in plan.entries if entry.grid.block is not None), None)
     if version == "0.6.1" and blocked is not None:
         problem = f"encodings of version 0.6.1 have no blocks, which '{blocked.site.value}' gets"

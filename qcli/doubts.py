@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 from qcli.node_costs import in_words
 from qcli.plugins import create
+from qcli.suitability import of_small_floats
 from qcli.targets._support import traits_of
-from qcli.types import Plan
+from qcli.types import Plan, Role
 from qcli.validate import Validation
 
 _MOSTLY_FLOAT = 0.5
+
+_NO_KERNEL = "onnxruntime's CPU provider multiplies none; for its speed store weights alone, as the preset fp8 does"
 
 _POOR_DB = 10.0
 """Below this signal-to-noise ratio hardly any network does its work."""
@@ -34,7 +37,15 @@ def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
     if sqnr is not None and sqnr < _POOR_DB:
         yield f"the result is far from the float model ({sqnr:.1f} dB): try int8-dynamic or int8-weights"
     share = validation.kernels.integer_share
-    if here and multiplied and share < _MOSTLY_FLOAT:
+    floats = set(of_small_floats(plan.entries))
+    if here and floats:
+        yield f"{len(floats)} layers have floats of 8 bits around them and compute in float: {_NO_KERNEL}"
+    integers = any(
+        create("encodings", entry.encoding).multiplies and entry.site.node not in floats
+        for entry in plan.entries
+        if entry.site.role is Role.WEIGHT
+    )
+    if here and integers and share < _MOSTLY_FLOAT:
         yield f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float"
 
 

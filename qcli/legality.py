@@ -8,7 +8,7 @@ import numpy as np
 
 from qcli.granularity import is_unscaled
 from qcli.graph import Node, constant_of, dimensions, is_constant, is_finite
-from qcli.levels import is_uniform
+from qcli.levels import is_uniform, native_of
 from qcli.plugins import choice_of, create
 from qcli.targets._support import Support
 from qcli.types import Entry, Grid
@@ -45,7 +45,8 @@ def no_form(entry: Entry, node: Node, operands: Sequence[int]) -> str | None:
     """
     name = choice_of(entry.encoding).name
     if not is_uniform(entry.grid):
-        return None if name == TABLE else f"{UNEVEN} multiplies {choice_of(entry.grid.format).name}"
+        written = name == TABLE or (name == "qdq" and native_of(entry.grid) is not None and entry.grid.block is None)
+        return None if written else f"{UNEVEN} multiplies {choice_of(entry.grid.format).name}"
     if name == TABLE:
         return f"{choice_of(entry.grid.format).name} needs no table: its levels are evenly spaced"
     if name == "dynamic":

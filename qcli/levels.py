@@ -21,6 +21,12 @@ def is_uniform(grid: Grid) -> bool:
     return bool(getattr(create("formats", grid.format), "uniform", True))
 
 
+def native_of(grid: Grid) -> str | None:
+    """ONNX's type of which the levels of `grid` are the numbers, as in `FLOAT8E4M3FN`; None where there is none."""
+    native: str | None = getattr(create("formats", grid.format), "native", None)
+    return native
+
+
 def code_bits(entries: int) -> float:
     """The bits that a code of so many takes in a file: two or three of them are digits of a byte.
 

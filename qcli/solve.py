@@ -30,6 +30,7 @@ from qcli.scale_forms import as_stored
 from qcli.scales import equal, same_levels, union, unsigned
 from qcli.statistics import Statistics
 from qcli.tables import table_of
+from qcli.tails import float_bias
 from qcli.targets._support import traits_of
 from qcli.ties import tied
 from qcli.types import Array, Deferred, Entry, FloatArray, Interval, Plan, Request, Role, Scale
@@ -349,4 +350,4 @@ class Solver:
         for entry in self.plan.entries:
             if entry.site.role is Role.BIAS and self._layer_of(entry) is node:
                 return self._constant(entry)
-        return None
+        return float_bias(node)

@@ -100,6 +100,7 @@ LAYERS = {
         "scales",
         "vector_rows",
         "vector_tables",
+        "tails",
     ),
     "sweep by sweep": ("by_parts",),
     "parts of a stage": (
@@ -156,6 +157,7 @@ LAYERS = {
         "learnable",
         "aimet",
         "teaching",
+        "small_floats",
     ),
     "learning in place": (
         "held_out",

@@ -11,6 +11,7 @@ from qcli.contracts import along
 from qcli.encodings._coarse import coarse
 from qcli.encodings._digits import as_digits, digit_table
 from qcli.encodings._lines import Lines
+from qcli.encodings._native import as_numbers, type_of
 from qcli.encodings._weights import Coded, Pool, block_numbers, fetches_rows, home_of
 from qcli.encodings._words import can_fetch, fetched_rows, whole_weight
 from qcli.graph import (
@@ -22,7 +23,6 @@ from qcli.graph import (
     graph_of,
     insert_before,
     make_node,
-    native_type,
     packed_opset,
     packed_type,
     replace_value,
@@ -71,15 +71,16 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         home = home_of(coded)
         lines = Lines(home, enclosing_node(home, coded.node), coded.name)
         if coded.scale.native is not None:
-            return self._of_native(coded, native_type(coded.scale.native), lines)
+            return self._of_native(coded, lines)
         places = self._places(coded, lines, run=self.decode == "run")
         if coded.scale.vectors is not None:
             return _scaled(coded, whole_weight(coded, places, lines), lines)
         return _real(coded, places, lines)
 
-    def _of_native(self, coded: Coded, kind: DataType, lines: Lines) -> Value:
+    def _of_native(self, coded: Coded, lines: Lines) -> Value:
         """From numbers of a type that ONNX has."""
-        stored = add_initializer(lines.graph, f"{coded.name}_q", _numbers(coded.codes, coded.scale, kind), kind)
+        known = as_numbers(coded.codes, coded.scale)
+        stored = add_initializer(lines.graph, f"{coded.name}_q", known, type_of(coded.scale))
         if self.decode == "run":
             attributes = {} if coded.scale.axis is None else {"axis": coded.scale.axis}
             if coded.scale.block is not None:
@@ -200,12 +201,3 @@ def _stored_steps(scale: Scale, steps: FloatArray, lines: Lines) -> Value:
     if small.factor == 1:
         return floats
     return lines.add("Mul", [floats, lines.constant("factor", np.array(small.factor, np.float32))], "scale_real")
-
-
-def _numbers(codes: Array | Deferred, scale: Scale, kind: DataType) -> Array | Deferred:
-    """The codes as numbers of a type that ONNX has."""
-    numbers = np.asarray(scale.levels).astype(kind.numpy())
-    if not isinstance(codes, Deferred):
-        return np.asarray(numbers[codes])
-    make = codes.make
-    return Deferred(codes.shape, numbers.dtype.name, lambda: np.asarray(numbers[make()]))
