@@ -1,0 +1,1 @@
+def sweep_page(r): return "x"
