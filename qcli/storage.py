@@ -77,6 +77,7 @@ class _Sorter:
             self._constants.setdefault(constant.key, constant)
         self._producers = {key: node for node in layout.nodes for key in node.outputs}
         self._readers: dict[Key, PlainNode] = {}
+        self._digits: dict[Key, int] = {}
         self._fixed = set(self._constants)
         self._found: dict[Key, _Found] = {}
         for node in layout.nodes:
@@ -97,8 +98,11 @@ class _Sorter:
         return f"uint{reader.integers['bits']}" if reader is not None else constant.dtype
 
     def elements(self, constant: StoredConstant) -> int:
+        """The weights in a constant. Of bytes that hold several, the last byte counts as full."""
         reader = self._readers.get(constant.key)
-        return reader.integers["K"] * reader.integers["N"] if reader is not None else constant.elements
+        if reader is not None:
+            return reader.integers["K"] * reader.integers["N"]
+        return constant.elements * self._digits.get(constant.key, 1)
 
     def _note(self, node: PlainNode) -> None:
         given = [key for key in node.inputs if key is not None]
@@ -107,6 +111,14 @@ class _Sorter:
         codes = node.inputs[1] if node.op in _BITS_PACKED and len(node.inputs) > 1 else None
         if codes is not None and node.integers.keys() >= {"bits", "K", "N"}:
             self._readers[codes] = node
+        if node.op == "Gather" and len(given) == _PAIR:
+            self._note_digits(*given)
+
+    def _note_digits(self, table: Key, places: Key) -> None:
+        """Bytes that choose rows of a table of bytes stand for as many codes as a row has."""
+        rows, found = self._leaf(table), self._leaf(places)
+        if rows is not None and found is not None and rows.dtype == found.dtype == "uint8":
+            self._digits[found.key] = rows.row
 
     def _is_fixed(self, node: PlainNode) -> bool:
         return bool(node.outputs) and node.outputs[0] in self._fixed
