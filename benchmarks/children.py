@@ -48,7 +48,9 @@ def run_child(arguments: Sequence[str]) -> Child:
     with TemporaryDirectory(prefix="qcli-bench-") as folder:
         cost = Path(folder) / "cost.json"
         command = [sys.executable, "-I", str(_STOPWATCH), str(cost), sys.executable, *arguments]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment_of_children())
+        ended = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment_of_children()
+        )
         if not cost.exists():  # the stopwatch itself was stopped
             return Child(exit_code=ended.returncode or 1, seconds=0, peak_mb=None, stdout="", stderr=ended.stderr)
         found = msgspec.json.decode(cost.read_bytes(), type=_Cost)
@@ -83,4 +85,5 @@ def progress(text: str) -> None:
 
 
 def environment_of_children() -> dict[str, str]:
+    """This process's, with the repository's packages to import."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}

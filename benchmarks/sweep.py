@@ -1,7 +1,7 @@
 """Every model of a zoo with every preset: what became of it, or why nothing did.
 
-Rows are kept in a file as they come, so that an interrupted sweep goes on where it was. Models are quantized several at a
-time, each in a process of its own; what claims speed is timed afterwards, alone.
+Rows are kept in a file as they come, so that an interrupted sweep goes on where it was. Models are quantized several
+at a time, each in a process of its own; what claims speed is timed afterwards, alone.
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ def sweep(zoo: Path, options: Options, kept: Path, save: Callable[[SweepReport],
     Path(cases[0].kept).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
-            for done in pool.map(lambda case: _run(case, rows, options), todo):
-                progress(done)
+            list(pool.map(lambda case: _run(case, rows, options), todo))
         finally:
             rows.ended.set()
     for case in cases:
@@ -125,15 +124,14 @@ def _rest(case: Case, rows: _Rows, options: Options) -> Case:
     return msgspec.structs.replace(case, presets=tuple(preset for preset in case.presets if lacks(preset)))
 
 
-def _run(case: Case, rows: _Rows, options: Options) -> str:
+def _run(case: Case, rows: _Rows, options: Options) -> None:
     for row in _rows_of(case, options.time_limit):
         if rows.ended.is_set():
-            return f"{case.name}: interrupted"
+            return
         rows.take(row)
         if not _to_time(row, options):
             case.output(row.preset).unlink(missing_ok=True)
         progress(f"{row.model} {row.preset}: exit code {row.code}, {row.seconds:.1f} s {row.fault}".rstrip())
-    return f"{case.name}: done"
 
 
 def _rows_of(case: Case, limit: float) -> Iterator[SweepRow]:
@@ -148,31 +146,32 @@ def _rows_of(case: Case, limit: float) -> Iterator[SweepRow]:
                 left = left[1:]
                 yield line
         if left:
-            late = fault.startswith(_LATE)
-            yield SweepRow(model=case.name, preset=left[0], code=7 if late else 70, fault=fault or "ended without a word")
+            code = 7 if fault.startswith(_LATE) else 70
+            yield SweepRow(model=case.name, preset=left[0], code=code, fault=fault or "ended without a word")
             left = left[1:]
 
 
 def _lines(case: Case, limit: float) -> Iterator[SweepRow | str]:
     """The rows that a process writes, and at the end what was wrong with it if it did not end by itself."""
     command = [sys.executable, "-m", "benchmarks.sweep_child", msgspec.json.encode(case).decode()]
+    late = Event()
     with TemporaryFile() as complaints:
-        process = subprocess.Popen(
+        child = subprocess.Popen(
             command, cwd=ROOT, env=environment_of_children(), stdout=subprocess.PIPE, stderr=complaints
         )
-        late = Event()
-        try:
-            while line := _line(process, limit, late):
-                yield msgspec.json.decode(line, type=SweepRow)
-        finally:
-            process.kill()
-            code = process.wait()
+        with child as process:
+            try:
+                while line := _line(process, limit, late):
+                    yield msgspec.json.decode(line, type=SweepRow)
+            except GeneratorExit:
+                process.kill()
+                raise
         complaints.seek(0)
         last = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
     if late.is_set():
         yield f"{_LATE} {limit:.0f} seconds"
-    elif code:
-        yield f"the process ended with {code}: {' '.join(last)}".replace(f"{case.zoo}/", "")
+    elif process.returncode:
+        yield f"the process ended with {process.returncode}: {' '.join(last)}".replace(f"{case.zoo}/", "")
 
 
 def _line(process: subprocess.Popen[bytes], limit: float, late: Event) -> bytes:

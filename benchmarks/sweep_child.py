@@ -74,13 +74,20 @@ def fault_of(job: QuantizeJob) -> str:
     """What is wrong with a result as a file: it is checked, loaded and run as somebody else would do it, or ''."""
     if job.output is None:
         raise ValueError("the job names no output")
-    try:
-        onnx.checker.check_model(str(job.output), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return f"onnx.checker: {_one_line(error)}"
+    refused = _refused_by_checker(job.output)
+    if refused and not _refused_by_checker(job.model):
+        return f"onnx.checker: {refused}"
     (sample,) = samples_of(job, 1)
     expected, given = (_outputs(path, sample) for path in (job.model, job.output))
     return next((wrong for name in expected for wrong in [_wrong(name, expected[name], given.get(name))] if wrong), "")
+
+
+def _refused_by_checker(path: Path) -> str:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return _one_line(error)
+    return ""
 
 
 def _outputs(path: Path, sample: Sample) -> dict[str, Any]:
