@@ -16,8 +16,10 @@ _POOR_DB = 10.0
 """Below this signal-to-noise ratio hardly any network does its work."""
 
 
-def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
+def doubts(validation: Validation, plan: Plan, *, integers: bool = False) -> Iterator[str]:
     """Warnings: a result that is slower, larger or far from the float model, or float for the most part.
+
+    `integers` says that integer kernels were asked for.
 
     How fast onnxruntime runs a model for another runtime, and on which kernels, is no reason to warn.
     """
@@ -33,6 +35,8 @@ def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
     multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
     if here and multiplied and share < _MOSTLY_FLOAT:
         yield f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float"
+    elif here and integers and not multiplied:
+        yield "no work runs on integers: this model's weights are only stored in fewer bits; 'qcli plan' says why"
 
 
 def slower(validation: Validation) -> Iterator[str]:
