@@ -50,7 +50,7 @@ def test_only_recipes_that_calibrate_ask_for_samples(tmp_path: Path, recipe: str
     ("recipe", "said"), [("int8-dynamic", True), ("int8-transformer", True), ("int8-weights", False)]
 )
 def test_integers_that_were_asked_for_and_did_not_come_are_missed(tmp_path: Path, recipe: str, said: bool) -> None:
-    """Convolutions have no dynamic form: of a network of them alone `int8-dynamic` stores the weights, at float's speed."""
+    """Convolutions have no dynamic form: of a network of them `int8-dynamic` stores the weights, at float's speed."""
     nodes = [node("Conv", "x w", "y")]
     net = proto_of(nodes, {"x": [1, 16, 8, 8]}, {"y": [1, 32, 6, 6]}, {"w": normal(0, 32, 16, 3, 3)})
     model = saved(net, tmp_path / "m.onnx")
