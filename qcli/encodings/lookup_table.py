@@ -54,7 +54,7 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return max(run if self.decode == "run" else 7, packed_opset(bits) if self.pack else 1)
 
     def opset_of(self, entries: int, bits: int, granularity: str) -> int:
-        """The same for a number of levels: two or three of them need no packed type, but a Slice with ends as inputs."""
+        """The same for a number of levels: two or three of them need no packed type but a Slice with ends as inputs."""
         if not (self.pack and digits_of(entries)):
             return self.min_opset(bits, granularity)
         return max(_SLICE, self.min_opset(_BYTE, granularity))
