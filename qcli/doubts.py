@@ -22,31 +22,35 @@ _AS_FAST = 0.98
 """Two timings of one model in turn differ by that much."""
 
 
-def doubts(validation: Validation, plan: Plan) -> Iterator[str]:
+def doubts(validation: Validation, plan: Plan, *, integers: bool = False) -> Iterator[str]:
     """Warnings: a result that is slower, larger or far from the float model, or float for the most part.
 
-    How fast onnxruntime runs a model for another runtime, and on which kernels, is no reason to warn.
+    `integers` says that integer kernels were asked for. How fast onnxruntime runs a model for another runtime, and on
+    which kernels, is no reason to warn.
     """
     here = traits_of(create("targets", plan.target)).here
+    floats = set(of_small_floats(plan.entries))
+    multiplied = any(
+        create("encodings", entry.encoding).multiplies and entry.site.node not in floats
+        for entry in plan.entries
+        if entry.site.role is Role.WEIGHT
+    )
     yield from validation.warnings
-    multiplied = any(create("encodings", entry.encoding).multiplies for entry in plan.entries)
     yield from slower(validation, multiplied) if here else ()
     if validation.size.ratio > 1:
         yield f"the quantized model is larger than the float one ({validation.size.ratio:.2f}x): it has few weights"
     sqnr = validation.accuracy.sqnr
     if sqnr is not None and sqnr < _POOR_DB:
         yield f"the result is far from the float model ({sqnr:.1f} dB): try int8-dynamic or int8-weights"
+    if not here:
+        return
     share = validation.kernels.integer_share
-    floats = set(of_small_floats(plan.entries))
-    if here and floats:
+    if floats:
         yield f"{len(floats)} layers have floats of 8 bits around them and compute in float: {_NO_KERNEL}"
-    integers = any(
-        create("encodings", entry.encoding).multiplies and entry.site.node not in floats
-        for entry in plan.entries
-        if entry.site.role is Role.WEIGHT
-    )
-    if here and integers and share < _MOSTLY_FLOAT:
+    if multiplied and share < _MOSTLY_FLOAT:
         yield f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float"
+    elif integers and not multiplied and not floats:
+        yield "no work runs on integers: this model's weights are only stored in fewer bits; 'qcli plan' says why"
 
 
 def slower(validation: Validation, multiplied: bool = True) -> Iterator[str]:

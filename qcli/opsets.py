@@ -94,6 +94,13 @@ def _calibrates(rule: Rule) -> bool:
     return rule.grid is not None and _covers(rule, Role.INPUT)
 
 
+def computes_in_integers(recipe: Recipe) -> bool:
+    """True for a recipe under which kernels multiply codes, in whatever part of a model that suits."""
+    rules = [sourced.rule for sourced in recipe.rules if sourced.rule.encoding is not None]
+    dynamic = any(create("encodings", rule.encoding).multiplies for rule in rules if rule.encoding is not None)
+    return dynamic or any(_calibrates(sourced.rule) for sourced in recipe.rules)
+
+
 def written_opset(plan: Plan) -> int:
     """The operator set that a plan needs, also after its encodings were changed by hand."""
     coded = [entry for entry in plan.entries if entry.site.role is not Role.BIAS]

@@ -37,7 +37,7 @@ from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
 from qcli.measured import requests_of, weight_requests, wishes_of
 from qcli.memory import budget_of
-from qcli.opsets import required_opset, written_opset
+from qcli.opsets import computes_in_integers, required_opset, written_opset
 from qcli.parallel import MOST_AT_ONCE
 from qcli.plan import check_plan, make_plan, read_plan
 from qcli.prepare import prepare, sampling_steps
@@ -311,7 +311,8 @@ def _report(job: QuantizeJob, prepared: Prepared, validation: Validation | None,
     )
     if validation is None:
         return report
-    for doubt in doubts(validation, prepared.plan):
+    integers = job.plan is None and computes_in_integers(prepared.recipe)
+    for doubt in doubts(validation, prepared.plan, integers=integers):
         watch.warn(doubt)
     return with_validation(report, validation)
 

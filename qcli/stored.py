@@ -96,10 +96,15 @@ def _entries(
         codes = _bits(entry.grid) * codes_of(entry.grid, node, operand, array.shape)
         if _FLOAT_BITS * array.size <= codes + _beside(entry.grid, array.shape) + 8 * _OVERHEAD:
             small = "its blocks are" if entry.grid.block is not None and scales > array.size // 4 else "its weight is"
-            what = "integers" if is_uniform(entry.grid) else f"the tables and codes of {_named(entry.grid)}"
-            reasons[node_key(node)] = f"{small} too small for {what} to save bytes"
+            reasons[node_key(node)] = f"{small} too small for {_written_as(entry.grid)} to save bytes"
             continue
         yield entry
+
+
+def _written_as(grid: Grid) -> str:
+    if is_unscaled(grid.format):
+        return choice_of(grid.format).name
+    return "integers" if is_uniform(grid) else f"the tables and codes of {_named(grid)}"
 
 
 def _as_numbers(entry: Entry) -> Entry:

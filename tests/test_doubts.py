@@ -44,3 +44,19 @@ def test_a_model_that_grows_is_said_to(tmp_path: Path) -> None:
 def test_only_recipes_that_calibrate_ask_for_samples(tmp_path: Path, recipe: str, asks: bool) -> None:
     findings = check_job(QuantizeJob(model=small(tmp_path), recipe=recipe))
     assert any(problem.message == "no samples are named" for problem in findings.problems) is asks
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"), [("int8-dynamic", True), ("int8-transformer", True), ("int8-weights", False)]
+)
+def test_integers_that_were_asked_for_and_did_not_come_are_missed(tmp_path: Path, recipe: str, said: bool) -> None:
+    """Convolutions have no dynamic form: of a network of them `int8-dynamic` stores the weights, at float's speed."""
+    nodes = [node("Conv", "x w", "y")]
+    net = proto_of(nodes, {"x": [1, 16, 8, 8]}, {"y": [1, 32, 6, 6]}, {"w": normal(0, 32, 16, 3, 3)})
+    model = saved(net, tmp_path / "m.onnx")
+    job = QuantizeJob(
+        model=model, recipe=recipe, random_samples=4, output=tmp_path / "o.onnx", latency=False, cache=False
+    )
+    report = quantize(job)
+    assert report.kernels is not None and report.kernels.integer_share == 0
+    assert any(text.startswith("no work runs on integers") for text in report.warnings) is said

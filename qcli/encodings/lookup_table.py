@@ -53,8 +53,10 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return max(run if self.decode == "run" else 7, packed_opset(bits) if self.pack else 1)
 
     def opset_of(self, entries: int, bits: int, granularity: str) -> int:
-        """The same for a number of levels, since two or three of them need no packed type."""
-        return self.min_opset(_BYTE if digits_of(entries) else bits, granularity)
+        """The same for a number of levels: two or three of them need no packed type but a Slice with ends as inputs."""
+        if not (self.pack and digits_of(entries)):
+            return self.min_opset(bits, granularity)
+        return max(_SLICE, self.min_opset(_BYTE, granularity))
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Rewrites the operands of one node."""
@@ -130,6 +132,7 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 _BYTE = 8
+_SLICE = 10
 _TO_FLOAT = {"to": DataType.FLOAT.value}
 _TO_PLACE = {"to": DataType.INT32.value}
 
