@@ -311,8 +311,7 @@ def _report(job: QuantizeJob, prepared: Prepared, validation: Validation | None,
     )
     if validation is None:
         return report
-    integers = job.plan is None and computes_in_integers(prepared.recipe)
-    for doubt in doubts(validation, prepared.plan, integers=integers):
+    for doubt in doubts(validation, prepared.plan, integers=job.plan is None and computes_in_integers(prepared.recipe)):
         watch.warn(doubt)
     return with_validation(report, validation)
 

@@ -110,9 +110,9 @@ def test_weights_with_one_input_share_what_is_computed_of_it(folder: Path, monke
     """Queries, keys and values; gate and up; what the attention mixed; what goes down: four for each layer."""
     count_as_large(monkeypatch)
     computed: list[int] = []
-    original = _quadratic._inverse_factor
+    original = _quadratic.inverse_factor
     monkeypatch.setattr(
-        _quadratic, "_inverse_factor", lambda products: (computed.append(len(products)), original(products))[1]
+        _quadratic, "inverse_factor", lambda products: (computed.append(len(products)), original(products))[1]
     )
     found = made(folder, rule("gptq"))
     assert found.report.plan is not None and found.report.plan.entries > 14
