@@ -20,7 +20,7 @@ from qcli.learn import inputs_of, learned, learned_requests, learns
 from qcli.levels import is_uniform
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
-from qcli.parallel import MOST_AT_ONCE, in_order
+from qcli.parallel import FEW_AT_ONCE, MOST_AT_ONCE, in_order
 from qcli.pieces import coded_pieces
 from qcli.plugins import create
 from qcli.quick_blocks import quick_scale
@@ -242,7 +242,9 @@ class Solver:
         if inputs is None:
             return None
         inputs = inputs._replace(measured=self._kept(self.learned[node], inputs.measured))
-        codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor, threads=self._within)
+        codes, fitted = learned(
+            self._nodes[node], entries[0], inputs, scale, floor, threads=min(self._within, FEW_AT_ONCE)
+        )
         return fitted, set_aside(self.model.graph, codes)
 
     def _kept(self, request: Request, measured: Moments) -> Moments:
