@@ -206,8 +206,7 @@ class Solver:
             return self._coded(entries, table_of(weight, entry, energies, thin=self.model.large))
         quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
         if quick is not None and entry.grid.block is not None and energies is None:
-            number_format = create("formats", entry.grid.format)
-            found = quick_scale(weight, entry.grid, partial(quick, grid=entry.grid), number_format, self._within)
+            found = quick_scale(weight, entry.grid, partial(quick, grid=entry.grid), self._within)
             return self._settled(entries, weight, found, None)  # nothing multiplies blocks: there is no least step
         interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
@@ -242,9 +241,8 @@ class Solver:
         if inputs is None:
             return None
         inputs = inputs._replace(measured=self._kept(self.learned[node], inputs.measured))
-        codes, fitted = learned(
-            self._nodes[node], entries[0], inputs, scale, floor, threads=min(self._within, FEW_AT_ONCE)
-        )
+        layer, few = self._nodes[node], min(self._within, FEW_AT_ONCE)
+        codes, fitted = learned(layer, entries[0], inputs, scale, floor, threads=few)
         return fitted, set_aside(self.model.graph, codes)
 
     def _kept(self, request: Request, measured: Moments) -> Moments:
