@@ -13,6 +13,7 @@ from qcli.contracts import Format
 from qcli.errors import InputError
 from qcli.parallel import in_order
 from qcli.pieces import row_slices
+from qcli.plugins import create
 from qcli.types import Array, FloatArray, Grid, Interval, Scale
 
 Quick = Callable[[FloatArray], Interval]
@@ -22,10 +23,10 @@ _RUN = 1 << 13
 """Blocks in one go: few enough that what is computed of them stays near, and enough that threads seldom meet."""
 
 
-def quick_scale(weight: FloatArray, grid: Grid, quick: Quick, number_format: Format, threads: int) -> Scale:
+def quick_scale(weight: FloatArray, grid: Grid, quick: Quick, threads: int) -> Scale:
     """The scale of each block, found on several threads; the same on any number of them."""
     slices = row_slices(weight.shape, grid.axis, grid.block)
-    work = partial(_scale_of_piece, weight, grid, quick, number_format)
+    work = partial(_scale_of_piece, weight, grid, quick)
     found = list(in_order(work, slices, threads))
     steps = np.concatenate([one.scale for one in found])
     zeros = [one.zero_point for one in found]
@@ -34,7 +35,8 @@ def quick_scale(weight: FloatArray, grid: Grid, quick: Quick, number_format: For
     return msgspec.structs.replace(found[0], scale=steps, zero_point=np.broadcast_to(zeros[0].flat[0], steps.shape))
 
 
-def _scale_of_piece(weight: FloatArray, grid: Grid, quick: Quick, number_format: Format, rows: slice) -> Scale:
+def _scale_of_piece(weight: FloatArray, grid: Grid, quick: Quick, rows: slice) -> Scale:
+    number_format: Format = create("formats", grid.format)
     return number_format.scale(quick_intervals(weight[rows], grid, quick), grid)
 
 

@@ -21,7 +21,7 @@ from qcli.learn_weight import learned
 from qcli.levels import is_uniform
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
-from qcli.parallel import MOST_AT_ONCE, in_order
+from qcli.parallel import FEW_AT_ONCE, MOST_AT_ONCE, in_order
 from qcli.pieces import coded_pieces
 from qcli.plugins import create
 from qcli.quick_blocks import quick_scale
@@ -209,8 +209,7 @@ class Solver:
             return self._coded(entries, table_of(weight, entry, energies, rows=rows, thin=self.model.large))
         quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
         if quick is not None and entry.grid.block is not None and energies is None:
-            number_format = create("formats", entry.grid.format)
-            found = quick_scale(weight, entry.grid, partial(quick, grid=entry.grid), number_format, self._within)
+            found = quick_scale(weight, entry.grid, partial(quick, grid=entry.grid), self._within)
             return self._settled(entries, weight, found, None)  # nothing multiplies blocks: there is no least step
         interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
@@ -245,7 +244,8 @@ class Solver:
         if inputs is None:
             return None
         inputs = inputs._replace(measured=self._kept(self.learned[node], inputs.measured))
-        codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor, threads=self._within)
+        layer, few = self._nodes[node], min(self._within, FEW_AT_ONCE)
+        codes, fitted = learned(layer, entries[0], inputs, scale, floor, threads=few)
         return fitted, set_aside(self.model.graph, codes)
 
     def _kept(self, request: Request, measured: Moments) -> Moments:

@@ -11,7 +11,7 @@ from models import normal
 from qcli import pieces
 from qcli.levels import is_uniform
 from qcli.pieces import coded_pieces, row_slices
-from qcli.plugins import create
+from qcli.plugins import create, names
 from qcli.types import Array, Grid, Scale
 
 GRIDS = [
@@ -74,6 +74,20 @@ def test_codes_in_pieces_are_those_of_the_whole(
         found = list(coded_pieces(lambda: given_, scale, encode, threads, np.copy))
     assert all(piece.size % 8 == 0 for piece in found[:-1])
     np.testing.assert_array_equal(np.concatenate([piece.ravel() for piece in found]), encode(weight, scale).ravel())
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in names("roundings") if getattr(create("roundings", name), "elementwise", False)]
+)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_rounding_that_says_so_looks_at_each_weight_by_itself(name: str, grid: Grid) -> None:
+    weight = normal(0, 48, 12)
+    scale, encode = scale_of(weight, grid), create("roundings", name).round
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "_ELEMENTS", 1)
+        found = list(coded_pieces(lambda: weight, scale, encode, 2, np.copy))
+    assert len(found) > 1
+    np.testing.assert_array_equal(np.concatenate(found), encode(weight, scale))
 
 
 def test_tables_of_levels_go_with_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ class Hqq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     there with zero points that are floats and scales that stay.
     """
 
+    elementwise: ClassVar[bool] = True
     p: Annotated[float, msgspec.Meta(gt=0, le=2)] = 0.7
     beta: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     kappa: Annotated[float, msgspec.Meta(ge=1)] = 1.01

@@ -24,13 +24,10 @@ class FoldBatchnorm(Step, frozen=True, kw_only=True):
     looks_for: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
 
     def run(self, model: Model) -> int:
-        infer_shapes(model)
-        return sum(
-            _fold(graph, node)
-            for graph in model.graphs()
-            for node in tuple(graph)
-            if node.op_type == "BatchNormalization"
-        )
+        found = [(graph, node) for graph in model.graphs() for node in graph if node.op_type == "BatchNormalization"]
+        if found:
+            infer_shapes(model)
+        return sum(_fold(graph, node) for graph, node in found)
 
 
 def _fold(graph: Graph, node: Node) -> bool:

@@ -37,8 +37,9 @@ class FuseHardSigmoid(Step, frozen=True, kw_only=True):
     looks_for: ClassVar[tuple[str, ...]] = ("Clip",)
 
     def run(self, model: Model) -> int:
-        infer_shapes(model)
         clips = [node for graph in model.graphs() for node in graph if node.op_type == "Clip"]
+        if clips:
+            infer_shapes(model)
         fused = sum(_fuse(node) for node in clips)
         if fused:
             model.remove_unused()

@@ -111,7 +111,7 @@ def test_scales_do_not_depend_on_threads_or_pieces(
     monkeypatch.setattr(pieces, "_ELEMENTS", 600)
     given_ = np.asfortranarray(weight) if turned else weight
     for threads in (1, 3):
-        scale = quick_blocks.quick_scale(given_, grid, quick, number, threads)
+        scale = quick_blocks.quick_scale(given_, grid, quick, threads)
         np.testing.assert_array_equal(scale.scale, whole.scale)
         np.testing.assert_array_equal(scale.zero_point, whole.zero_point)
         assert (scale.axis, scale.block, scale.dtype) == (whole.axis, whole.block, whole.dtype)
@@ -120,7 +120,7 @@ def test_scales_do_not_depend_on_threads_or_pieces(
 def test_equal_zero_points_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "_ELEMENTS", 600)
     quick = partial(create("ranges", "minmax").quick, grid=GRIDS[0])
-    scale = quick_blocks.quick_scale(weight_of(), GRIDS[0], quick, create("formats", "int4"), 1)
+    scale = quick_blocks.quick_scale(weight_of(), GRIDS[0], quick, 1)
     assert scale.zero_point.strides == (0, 0) and scale.zero_point.shape == scale.scale.shape
 
 
