@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cli.conftest import Run
 from models import node, normal, proto_of, saved
 
+from cli.conftest import Run
 from cli.test_bad_inputs import assert_hinted, assert_nothing_left, assert_refused
 
 WEIGHT = "rules=[{{match: {{role: weight}}, grid: {{{grid}}}{more}}}]"
