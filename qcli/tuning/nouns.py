@@ -79,8 +79,8 @@ class TuneJob(QuantizeJob, frozen=True, kw_only=True):
 
     `recipes` are tried beside `recipe`. `metric` is sqnr (None), agreement, top1, perplexity or the path of a file of
     Python code, which runs only with `allow_code`; see `qcli/tuning/metric.py`. `time_limit` is in seconds; the search
-    ends with the round that exceeds it. `jobs` candidates are judged at a time, each in a process of its own. With a `cost_table`
-    nothing is timed: speeds are foretold for the machine that it was measured on.
+    ends with the round that exceeds it. `jobs` candidates are judged at a time, each in a process of its own. With a
+    `cost_table` nothing is timed: speeds are foretold for the machine that it was measured on.
     """
 
     recipes: tuple[str, ...] = ()
