@@ -251,9 +251,7 @@ def _refuse_newer(error: BaseException) -> None:
 
 _NEWER = {
     "IR version": re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)"),
-    "opset": re.compile(
-        r"Opset (\d+) is under development.*support for domain ai\.onnx is till opset (\d+)", re.DOTALL
-    ),
+    "opset": re.compile(r"Opset (\d+) is under development.*domain ai\.onnx is till opset (\d+)", re.DOTALL),
 }
 
 

@@ -300,7 +300,8 @@ class Solver:
         floor = np.zeros(scale.scale.shape)
         if entry.grid.block is not None or not create("encodings", entry.encoding).multiplies:
             return floor  # products of blocks are added in float
-        bias = self._bias_of(node)
+        data = node.inputs[0].name if node.inputs[0] is not None else None
+        bias = self._bias_of(node) if data in self._by_value else None  # dynamic kernels find the scale as they run
         if bias is not None:
             columns = np.abs(bias.astype(np.float64)).reshape(-1, bias.shape[-1] if bias.ndim else 1).max(axis=0)
             largest = columns if columns.size == floor.size else columns.max(initial=0.0)

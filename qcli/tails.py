@@ -64,8 +64,8 @@ def _clips(node: Node, value: Value) -> bool:
 def float_bias(layer: Node) -> Array | None:
     """The constant that a layer, or the Add behind a MatMul, adds to the products.
 
-    Where the plan leaves it float, onnxruntime 1.31.1 stores it as int32 with the scale s_x * s_w when it loads the model
-    (WeightBiasQuantization), whether it fits or not.
+    Where the plan leaves it float, onnxruntime 1.31.1 stores it as int32 with the scale s_x * s_w when it loads the
+    model (WeightBiasQuantization), whether it fits or not.
     """
     if layer.op_type in ("Conv", "ConvTranspose", "Gemm"):
         return constant_of(layer.inputs[2]) if len(layer.inputs) > 2 else None
