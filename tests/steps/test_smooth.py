@@ -178,7 +178,7 @@ def test_channels_that_are_silent_in_the_samples_are_not_blown_up() -> None:
     """As the border of few images: whatever comes there later must not outgrow what was seen."""
     rng = np.random.default_rng(0)
     peaks = np.zeros(WIDE)
-    peaks[:WIDE // 3] = rng.uniform(1, 30, WIDE // 3)
+    peaks[: WIDE // 3] = rng.uniform(1, 30, WIDE // 3)
     factors = _factors(peaks, rng.uniform(0.5, 2, WIDE), 0.8)
     seen, silent = factors[: WIDE // 3], factors[WIDE // 3 :]
     assert silent.min() > seen.min() / 4, "a channel is divided by its factor"
