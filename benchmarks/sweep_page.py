@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from statistics import median
 
-from benchmarks.sweep_rows import CALIBRATION, EVALUATION, LEARNING, MADE_UP, SweepReport, SweepRow, learns
+from benchmarks.sweep_rows import CALIBRATION, EVALUATION, LARGE, LEARNING, MADE_UP, SweepReport, SweepRow, learns
 
 _COLUMNS: tuple[tuple[str, str, Callable[[SweepRow], float | None]], ...] = (
     ("size", ".2f", lambda row: row.size_ratio),
@@ -36,9 +36,10 @@ def _introduction(report: SweepReport) -> Iterator[str]:
     where = report.environment
     presets = dict.fromkeys(row.preset for row in report.rows)
     learners = ", ".join(f"`{name}`" for name in presets if learns(name))
+    few = f" ({LEARNING} for {learners} on models of more than {LARGE // 10**6} MB)" if learners else ""
     yield (
         f"Made by `make sweep` with onnxruntime {where.onnxruntime} on {where.cpu} ({where.isa}), one thread, "
-        f"{CALIBRATION} samples to calibrate with{f' ({LEARNING} for {learners})' if learners else ''}, "
+        f"{CALIBRATION} samples to calibrate with{few}, "
         f"up to {EVALUATION} others to judge by. Each result is checked by onnx's checker, loaded again and run: its "
         "outputs are finite and have the float model's types and shapes."
     )

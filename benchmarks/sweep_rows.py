@@ -15,7 +15,9 @@ from qcli.types import Noun
 
 CALIBRATION = 32
 LEARNING = 16
-"""Samples for presets that learn, whose time they decide."""
+"""Samples for presets that learn, on models of more than `LARGE` bytes, where they would take many minutes."""
+
+LARGE = 5_000_000
 
 EVALUATION = 64
 MADE_UP = 8
@@ -79,7 +81,7 @@ class Case(Noun, frozen=True, kw_only=True):
             model=model,
             recipe=preset,
             threads=1,
-            samples=LEARNING if learns(preset) else CALIBRATION,
+            samples=LEARNING if model.stat().st_size > LARGE and learns(preset) else CALIBRATION,
             cache=False,
             latency=False,
             output=self.output(preset),

@@ -15,6 +15,9 @@ _MOSTLY_FLOAT = 0.5
 
 _NO_KERNEL = "onnxruntime's CPU provider multiplies none; for its speed store weights alone, as the preset fp8 does"
 
+_HARDLY_SMALLER = 0.8
+"""Of the float model's size: weights of 16 bits leave half of it."""
+
 _POOR_DB = 10.0
 """Below this signal-to-noise ratio hardly any network does its work."""
 
@@ -37,11 +40,11 @@ def doubts(validation: Validation, plan: Plan, *, integers: bool = False) -> Ite
     )
     yield from validation.warnings
     yield from slower(validation, multiplied) if here else ()
-    if validation.size.ratio > 1:
-        yield f"the quantized model is larger than the float one ({validation.size.ratio:.2f}x): it has few weights"
+    yield from _hardly_smaller(validation.size.ratio, plan)
     sqnr = validation.accuracy.sqnr
     if sqnr is not None and sqnr < _POOR_DB:
-        yield f"the result is far from the float model ({sqnr:.1f} dB): try int8-dynamic or int8-weights"
+        advice = "try int8-dynamic or int8-weights" if here else "'qcli analyze' shows which nodes cost most"
+        yield f"the result is far from the float model ({sqnr:.1f} dB): {advice}"
     if not here:
         return
     share = validation.kernels.integer_share
@@ -51,6 +54,16 @@ def doubts(validation: Validation, plan: Plan, *, integers: bool = False) -> Ite
         yield f"only {share:.1%} of the work runs on integers; 'qcli plan' says why the rest stays float"
     elif integers and not multiplied and not floats:
         yield "no work runs on integers: this model's weights are only stored in fewer bits; 'qcli plan' says why"
+
+
+def _hardly_smaller(ratio: float, plan: Plan) -> Iterator[str]:
+    """A file that has not shrunk: because there is not much to shrink, or because weights stay as they are."""
+    coded = any(entry.site.role is Role.WEIGHT for entry in plan.entries)
+    if ratio > 1:
+        why = "it has few weights" if coded or not plan.entries else "none of its weights has fewer bits"
+        yield f"the quantized model is larger than the float one ({ratio:.2f}x): {why}"
+    elif ratio > _HARDLY_SMALLER and plan.entries:
+        yield f"the quantized model is hardly smaller than the float one ({ratio:.2f}x): 'qcli plan' says what stays"
 
 
 def slower(validation: Validation, multiplied: bool = True) -> Iterator[str]:
