@@ -30,7 +30,7 @@ from qcli.scale_forms import as_stored
 from qcli.scales import equal, same_levels, union, unsigned
 from qcli.statistics import Statistics
 from qcli.tables import table_of
-from qcli.tails import float_bias
+from qcli.tails import bias_floor, float_bias
 from qcli.targets._support import traits_of
 from qcli.ties import tied
 from qcli.types import Array, Deferred, Entry, FloatArray, Interval, Plan, Request, Role, Scale
@@ -38,9 +38,6 @@ from qcli.types import Array, Deferred, Entry, FloatArray, Interval, Plan, Reque
 _INT32_MAX = 2**31 - 1
 _EITHER = 63
 """Unsigned codes of a weight up to this run on the kernels for signed ones, twice as fast, and no pair saturates."""
-
-_BIAS_LEVELS = 2**30
-"""A bias uses at most half of int32, which leaves room for the sum that it is added to."""
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -303,9 +300,7 @@ class Solver:
         data = node.inputs[0].name if node.inputs[0] is not None else None
         bias = self._bias_of(node) if data in self._by_value else None  # dynamic kernels find the scale as they run
         if bias is not None:
-            columns = np.abs(bias.astype(np.float64)).reshape(-1, bias.shape[-1] if bias.ndim else 1).max(axis=0)
-            largest = columns if columns.size == floor.size else columns.max(initial=0.0)
-            floor = np.maximum(floor, largest / (self._input_scale(node) * _BIAS_LEVELS))
+            floor = np.maximum(floor, bias_floor(bias, floor.size) / self._input_scale(node))
         if self._target.pair_limited():
             floor = np.maximum(floor, pair_floor(node, weight, scale))
         return floor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from qcli.graph import Node, Value, constant_of, dimensions, is_constant, sole_consumer
 from qcli.targets._support import Support
 from qcli.types import Array
@@ -72,3 +74,14 @@ def float_bias(layer: Node) -> Array | None:
     follower = sole_consumer(layer.outputs[0]) if layer.op_type == "MatMul" else None
     operand = bias_operand(layer, follower) if follower is not None else None
     return None if follower is None or operand is None else constant_of(follower.inputs[operand])
+
+
+def bias_floor(bias: Array, channels: int) -> Array:
+    """The smallest s_x * s_w with which a bias [channels] or [rows, channels] fits, float64 [channels]; [] of one."""
+    columns = np.abs(bias.astype(np.float64)).reshape(-1, bias.shape[-1] if bias.ndim else 1).max(axis=0)
+    largest = columns if columns.size == channels else columns.max(initial=0.0)
+    return np.asarray(largest / _BIAS_LEVELS)
+
+
+_BIAS_LEVELS = 2**30
+"""A bias uses at most half of int32, which leaves room for the sum that it is added to."""
