@@ -61,8 +61,8 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     are; on `avx2` (x86 without VNNI) two products are added in 16 bits and may saturate, so weights that sit
     next to each other must not both be large. `auto` asks this machine's onnxruntime.
 
-    `opset` is the newest operator set of the onnxruntime that the model will run on, where that is older than this one:
-    1.20 reads up to 21, 1.26 up to 25. Without it, it is the installed one that must load the model.
+    `opset` is the newest operator set of the onnxruntime that the model will run on, where that is older than
+    this one. Without it, it is the installed one that must load the model.
     """
 
     isa: Literal["auto", "avx2", "vnni", "arm64"] = "auto"
