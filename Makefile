@@ -3,7 +3,8 @@
 # make lint   style, types and the style budget
 # make bench  measurements, side by side with other tools where they are installed; with ZOO=DIR also what each step
 #             brings on the models of a zoo, into docs/accuracy.md
-# make sweep  every model of a zoo with every preset, into docs/sweep.md; ZOO=DIR names the zoo
+# make sweep  every model of a zoo with every preset, into docs/sweep.md; ZOO=DIR names the zoo; SWEEP=--resume goes on
+#             with one that was interrupted
 # make fuzz   damaged models, recipes and samples; FUZZ_CASES=… of them, FUZZ_SEED=…
 # make clean  remove what the targets above made, except .venv
 #
@@ -51,7 +52,7 @@ ifneq ($(strip $(ZOO)),)
 endif
 
 sweep: $(INSTALLED)
-	$(BIN)/python -m benchmarks sweep --zoo $(ZOO) -o docs/sweep.md
+	$(BIN)/python -m benchmarks sweep --zoo $(ZOO) -o docs/sweep.md $(SWEEP)
 
 fuzz: $(INSTALLED)
 	@echo "FUZZ_SEED=$(FUZZ_SEED) FUZZ_CASES=$(FUZZ_CASES)"

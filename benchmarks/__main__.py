@@ -104,26 +104,49 @@ def acceptance(zoo: ZooOption = None, models: ModelsOption = None, json: JsonOpt
 @app.command()
 def sweep(
     zoo: ZooOption = None,
-    models: ModelsOption = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the table there.", show_default=False)
+    models: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only those with one of these in the name.", show_default=False)
     ] = None,
-    json: JsonOption = None,
+    presets: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these. [default: all]", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the page there.", show_default=False)
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep all rows there. [default: out/sweep.json]", show_default=False),
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Models at the same time.")] = 2,
+    time_limit: Annotated[float, typer.Option(metavar="S", min=1, help="Seconds for each preset.")] = 600.0,
+    latency: Annotated[bool, typer.Option(help="Time the presets that claim speed, one by one.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that the file holds.")] = False,
 ) -> None:
-    """Every model of the zoo with every preset, as a Markdown table."""
+    """Every model of the zoo with every preset, as a Markdown page; exit code 1 if one is at fault."""
+    from benchmarks.sweep import KEPT, Options
     from benchmarks.sweep import sweep as work
-    from benchmarks.sweep import sweep_markdown
+    from benchmarks.sweep_page import sweep_page
 
-    for path in (output, json):
+    kept = json or KEPT
+    kept.parent.mkdir(exist_ok=True)
+    for path in (output, kept):
         _prepare(path)
-    names = [name.strip() for name in models.split(",") if name.strip()] if models else None
-    report = work(required_zoo(zoo), names, Console(stderr=True, highlight=False))
-    text = sweep_markdown(report)
+    options = Options(
+        models=_listed(models),
+        presets=_listed(presets),
+        jobs=jobs,
+        time_limit=time_limit,
+        latency=latency,
+        resume=resume,
+    )
+    report = work(required_zoo(zoo), options, kept, lambda report: _write(report, kept))
+    text = sweep_page(report)
     if output is not None:
         replace_file(output, text.encode())
     else:
         sys.stdout.write(text)
-    _write(report, json)
+    if any(row.fault for row in report.rows):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -255,6 +278,7 @@ def large(json: JsonOption = None) -> None:
 @app.command()
 def decoder(
     size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of weights, as in 3GB.")] = "3GB",
+    gptq: Annotated[bool, typer.Option("--gptq/--no-gptq", help="Also learn the weights, which takes minutes.")] = True,
     json: JsonOption = None,
 ) -> None:
     """A generated decoder in 4-bit blocks: memory and time, data-free and learned, as Markdown."""
@@ -262,7 +286,7 @@ def decoder(
     from qcli.memory import parse_size
 
     _prepare(json)
-    report = measure_decoder(parse_size(size))
+    report = measure_decoder(parse_size(size), learned=gptq)
     sys.stdout.write(decoder_markdown(report))
     _write(report, json)
 
@@ -275,6 +299,10 @@ def main() -> int:
         sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
     return 0
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
 
 def _prepare(json: Path | None) -> None:

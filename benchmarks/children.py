@@ -48,7 +48,9 @@ def run_child(arguments: Sequence[str]) -> Child:
     with TemporaryDirectory(prefix="qcli-bench-") as folder:
         cost = Path(folder) / "cost.json"
         command = [sys.executable, "-I", str(_STOPWATCH), str(cost), sys.executable, *arguments]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=_environment())
+        ended = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment_of_children()
+        )
         if not cost.exists():  # the stopwatch itself was stopped
             return Child(exit_code=ended.returncode or 1, seconds=0, peak_mb=None, stdout="", stderr=ended.stderr)
         found = msgspec.json.decode(cost.read_bytes(), type=_Cost)
@@ -82,5 +84,7 @@ def progress(text: str) -> None:
     sys.stderr.flush()
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+def environment_of_children() -> dict[str, str]:
+    """Compiled modules are kept, as an installed program has them."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}

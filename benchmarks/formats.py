@@ -72,9 +72,15 @@ class FormatReport(Noun, frozen=True, kw_only=True):
 
 
 def _weights(name: str, preset: str, grid: str, more: str = "", *, learns: bool = False) -> Case:
-    """A preset whose weights get another grid; the rule speaks of all weights."""
-    rule = f"rules=[{{match: {{role: weight}}, grid: {{{grid}}}{more}}}]"
-    return Case(name=name, preset=preset, settings=(rule,), learns=learns)
+    """A preset whose weights get another grid, all but the smallest convolutions, which have int8 in the presets too."""
+    rules = f"rules=[{{match: {{role: weight}}, grid: {{{grid}}}{more}}}, {_SMALLEST}]"
+    return Case(name=name, preset=preset, settings=(rules,), learns=learns)
+
+
+_SMALLEST = (
+    "{match: {op: [Conv, ConvTranspose], role: weight, smallest: 0.05}, range: mse, rounding: nearest, "
+    "grid: {format: int8, symmetric: true, granularity: channel, narrow: true}, encoding: weight_only}"
+)
 
 
 _BLOCKS = "symmetric: false, granularity: block, scales: float16"
@@ -92,6 +98,14 @@ CASES = (
     _weights("int4, channels", "int8-weights", "format: int4, granularity: channel", _NEAREST),
     Case(name="`int4-accurate`", preset="int4-accurate", learns=True),
     Case(name="`int2-weights`", preset="int2-weights", learns=True),
+    Case(name="`product2`", preset="product2", learns=True),
+    _weights(
+        "product, 2 dimensions, 8 bits",
+        "product2",
+        "format: {product: {dimensions: 2}}, bits: 8, granularity: channel",
+        ", range: {mse: {weighted: true}}, rounding: {coordinate: {refit: 3}}",
+        learns=True,
+    ),
     Case(name="`codebook8`", preset="codebook8"),
     Case(name="`codebook4`", preset="codebook4", learns=True),
     _weights("codebook of 4 bits, channels", "codebook8", "format: codebook, bits: 4, granularity: channel"),

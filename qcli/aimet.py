@@ -16,6 +16,9 @@ import msgspec
 import numpy as np
 
 from qcli.errors import UsageError
+from qcli.granularity import is_unscaled
+from qcli.levels import is_uniform
+from qcli.plugins import choice_of
 from qcli.solve import Solution, site_key
 from qcli.types import Plan, Role, Scale
 
@@ -23,7 +26,12 @@ Version = Literal["1.0.0", "0.6.1"]
 
 
 def refuse_blocks(plan: Plan, version: Version) -> None:
-    """Raises UsageError for weights in blocks, which version 0.6.1 has no form for."""
+    """Raises UsageError for levels that are no integers, and for blocks, which version 0.6.1 has no form for."""
+    weights = [entry for entry in plan.entries if entry.site.role is not Role.BIAS]
+    other = next((entry for entry in weights if is_unscaled(entry.grid.format) or not is_uniform(entry.grid)), None)
+    if other is not None:
+        problem = f"files of encodings hold integers, and '{other.site.value}' gets {choice_of(other.grid.format).name}"
+        raise UsageError(problem, "leave out --encodings, or take a recipe of integers")
     blocked = next((entry for entry in plan.entries if entry.grid.block is not None), None)
     if version == "0.6.1" and blocked is not None:
         problem = f"encodings of version 0.6.1 have no blocks, which '{blocked.site.value}' gets"
@@ -34,11 +42,14 @@ def encodings_json(plan: Plan, solution: Solution, version: Version = "1.0.0") -
     """The encodings of all tensors of a plan, by their names in the prepared model, as JSON.
 
     `param_encodings` are weights, biases and other constants, `activation_encodings` all else. A tensor that is
-    quantized in several ways has the encoding of its producer, or of its first reader. Raises as `refuse_blocks`.
+    quantized in several ways has the encoding of its producer, or of its first reader. Weights that are places in a
+    table are left out: the format has no form for them. Raises as `refuse_blocks`.
     """
     refuse_blocks(plan, version)
     found: dict[str, dict[str, _Encoding]] = {"activation_encodings": {}, "param_encodings": {}}
     for entry in sorted(plan.entries, key=lambda entry: entry.site.role is not Role.OUTPUT):
+        if solution.scales[site_key(entry)].is_table:
+            continue
         kind = "param_encodings" if site_key(entry) in solution.codes else "activation_encodings"
         found[kind].setdefault(entry.site.value, _Encoding.of(solution.scales[site_key(entry)], entry.grid.symmetric))
     document: dict[str, Any] = {"version": version}

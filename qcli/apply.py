@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from qcli.encodings._weights import Coded, Pool
 from qcli.graph import Graph, Model, Node, Value, constant_of, graph_of, insert_after, make_node, node_key
 from qcli.plugins import create
+from qcli.scales import ends_of
 from qcli.solve import Solution, site_key
 from qcli.targets._support import traits_of
 from qcli.types import Entry, Plan, Role, Scale
@@ -130,11 +131,20 @@ def _would_be_quantized(value: Value) -> bool:
         producer = next((item.producer() for item in producer.inputs if item is not None and item.producer()), None)
     if producer is None:
         return False
-    read = [item for item in producer.inputs if item is not None and constant_of(item) is None]
+    read = [item for item in producer.inputs if item is not None and not _is_static(item)]
     fed = bool(read) and all((before := item.producer()) and before.op_type == "DequantizeLinear" for item in read)
     if producer.op_type in _LAYERS:
-        return fed and constant_of(producer.inputs[1]) is not None
+        return fed and producer.inputs[1] is not None and _is_static(producer.inputs[1])
     return fed and producer.op_type in _FUSED
+
+
+def _is_static(value: Value) -> bool:
+    """True for a constant, and for one that a Cast and a Mul decode: onnxruntime computes them first of all."""
+    if constant_of(value) is not None:
+        return True
+    producer = value.producer()
+    decodes = producer is not None and producer.op_type in ("Cast", "Mul")
+    return decodes and all(item is not None and _is_static(item) for item in producer.inputs)  # type: ignore[union-attr]
 
 
 def _adds_constant(node: Node) -> bool:
@@ -144,8 +154,7 @@ def _adds_constant(node: Node) -> bool:
 def _before_clips(value: Value, scale: Scale) -> Value:
     """The value in front of the Relu, Clip, Max and Min that a saturating grid makes superfluous."""
     step = float(scale.scale[0])
-    lowest = (scale.lowest - int(scale.zero_point[0])) * step
-    highest = (scale.highest - int(scale.zero_point[0])) * step
+    lowest, highest = ends_of(scale)
     while (producer := value.producer()) is not None:
         lower, upper = _bounds(producer)
         source = producer.inputs[0] if constant_of(producer.inputs[0]) is None else producer.inputs[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import prod
 from typing import NamedTuple
 
 import msgspec
@@ -11,15 +10,11 @@ import numpy as np
 
 from qcli.contracts import ScaleFitting
 from qcli.distribution import Distribution, Float64Array, from_weights
-from qcli.errors import InputError
 from qcli.types import Array, FloatArray, Grid, Interval, Scale
 
 _BLOCK_BYTES = 1 << 23
 """Weights up to this size are worked on as a whole; finding their ranges takes some thirty times as much."""
 
-
-Quick = Callable[[FloatArray], Interval]
-"""The intervals [n] of the columns of an array [size, n]."""
 
 _TAIL = 64
 _MIDDLE = 512
@@ -32,17 +27,12 @@ def interval_of(
     *,
     thin: bool = False,
     energies: Float64Array | None = None,
-    quick: Quick | None = None,
 ) -> tuple[Interval, Array]:
     """The interval of each channel or block, and which of them are all zero, in the shape of the scale.
 
     With `thin`, long channels are known by their ends and by some of what lies between: a tenth of the time. With
-    `energies`, of the weight's shape, each element counts that much instead of once. `quick` finds the intervals of
-    blocks that are the columns of what it is given, and is asked in place of `find` where there are no energies.
+    `energies`, of the weight's shape, each element counts that much instead of once.
     """
-    if quick is not None and grid.block is not None and energies is None:
-        found = [_quick_ends(weight[part], grid, quick) for part in parts_of(weight, across(grid.axis, weight.ndim))]
-        return _joined(found, across(grid.axis, weight.ndim))
 
     def ends(rows: FloatArray, along: int | None, counts: Float64Array | None) -> _Ends:
         distribution = from_weights(rows, along, counts)
@@ -89,48 +79,6 @@ def _block_ends(weight: FloatArray, energies: Float64Array | None, grid: Grid, e
     return _Ends(*(np.moveaxis(np.concatenate(parts, axis=-1), -1, axis) for parts in zip(*found, strict=True)))
 
 
-def _quick_ends(weight: FloatArray, grid: Grid, quick: Quick) -> _Ends:
-    """The same, some blocks at a time; a last block that is shorter comes by itself."""
-    axis, block = grid.axis or 0, grid.block or 1
-    size = weight.shape[axis]
-    whole = size // block * block
-    found = []
-    for begin, end, length in ((0, whole, block), (whole, size, size - whole)):
-        if begin < end:
-            run = np.moveaxis(weight, axis, 0)[begin:end]
-            found.append(_quick_run(run.reshape(-1, length, *run.shape[1:]), quick))
-    return _Ends(*(np.moveaxis(np.concatenate(parts), 0, axis) for parts in zip(*found, strict=True)))
-
-
-def _quick_run(run: FloatArray, quick: Quick) -> _Ends:
-    """The ends [blocks, ...] of blocks [blocks, size, ...]."""
-    blocks, size = run.shape[:2]
-    shape = (blocks, *run.shape[2:])
-    columns = prod(shape[1:])
-    ends = _Ends(np.empty((blocks, columns)), np.empty((blocks, columns)), np.empty((blocks, columns), bool))
-    rows = run.reshape(blocks, size, columns)
-    high, wide = max(1, _RUN // max(1, columns)), max(1, _RUN)
-    for top in range(0, blocks, high):
-        for left in range(0, columns, wide):
-            here = (slice(top, top + high), slice(left, left + wide))
-            values = np.moveaxis(rows[here[0], :, here[1]], 1, 0)
-            interval = quick(np.ascontiguousarray(values).reshape(size, -1))
-            _check(interval)
-            for target, array in zip(ends, (interval.lower, interval.upper), strict=False):
-                target[here] = array.reshape(target[here].shape)
-    np.logical_and(ends.lower == 0, ends.upper == 0, out=ends.dead)
-    return _Ends(*(array.reshape(shape) for array in ends))
-
-
-def _check(interval: Interval) -> None:
-    if not (np.isfinite(interval.lower).all() and np.isfinite(interval.upper).all()):
-        raise InputError("the weight holds Inf or NaN")
-
-
-_RUN = 1 << 11
-"""Blocks in one go: what is computed of them stays in the cache."""
-
-
 def _of(energies: Float64Array | None, part: tuple[slice, ...]) -> Float64Array | None:
     return None if energies is None else energies[part]
 
@@ -154,13 +102,13 @@ def _thinned(whole: Distribution) -> Distribution:
     return msgspec.structs.replace(whole, points=points, counts=np.broadcast_to(counts, points.shape))
 
 
-def fitted(weight: FloatArray, scale: Scale, rounding: object, floor: Array) -> Scale:
-    """The scale that a rounding makes of it for this weight; no step is below `floor`, which has its shape."""
+def fitted(weight: FloatArray, scale: Scale, rounding: object, floor: Array | None) -> Scale:
+    """The scale that a rounding makes of it for this weight; no step is below `floor`, which has its shape, if any."""
     if not isinstance(rounding, ScaleFitting):
         return scale
     axis = across(scale.axis, weight.ndim) if scale.block is not None else scale.axis
     found = [
-        rounding.fitted(weight[part], _scale_of(scale, part, axis or 0))
+        rounding.fitted(weight[part], scale_of_part(scale, part, axis or 0))
         for part in parts_of(weight, axis if weight.ndim else None)
     ]
     joined = 0 if scale.block is None else axis or 0
@@ -168,18 +116,20 @@ def fitted(weight: FloatArray, scale: Scale, rounding: object, floor: Array) -> 
         np.concatenate(arrays, axis=joined)
         for arrays in zip(*((one.scale, one.zero_point) for one in found), strict=True)
     )
-    return msgspec.structs.replace(scale, scale=np.maximum(steps, floor).astype(np.float32), zero_point=zeros)
+    least = steps if floor is None else np.maximum(steps, floor)
+    return msgspec.structs.replace(scale, scale=least.astype(np.float32), zero_point=zeros)
 
 
 def rounded(weight: FloatArray, scale: Scale, encode: Callable[[FloatArray, Scale], Array]) -> Array:
-    """The codes of a weight. Roundings treat each output channel by itself."""
+    """The codes of a weight. Roundings treat each output channel by itself, or each row of vectors."""
     axis = across(scale.axis, weight.ndim) if scale.block is not None else scale.axis or 0
+    axis = axis if scale.vectors is None else scale.vectors.rows
     parts = tuple(parts_of(weight, axis if weight.ndim else None))
     if len(parts) == 1:
         return encode(weight, scale)
-    codes = np.empty(weight.shape, scale.dtype)
+    codes = np.empty(scale.codes_shape(weight.shape), scale.dtype)
     for part in parts:
-        codes[part] = encode(weight[part], _scale_of(scale, part, axis))
+        codes[part if scale.vectors is None else part[axis]] = encode(weight[part], scale_of_part(scale, part, axis))
     return codes
 
 
@@ -195,8 +145,13 @@ def parts_of(weight: Array, axis: int | None) -> Iterator[tuple[slice, ...]]:
         yield (*everything[:axis], slice(begin, begin + step), *everything[axis + 1 :])
 
 
-def _scale_of(scale: Scale, part: tuple[slice, ...], axis: int) -> Scale:
-    if scale.axis is None:
+def scale_of_part(scale: Scale, part: tuple[slice, ...], axis: int) -> Scale:
+    """The scale of some channels of a weight, which was cut along `axis`; with vectors, of some of its rows."""
+    counts = None if scale.vectors is None else scale.vectors.counts
+    if scale.vectors is not None and counts is not None and len(counts) > 1:
+        vectors = msgspec.structs.replace(scale.vectors, counts=counts[part[axis]])
+        scale = msgspec.structs.replace(scale, vectors=vectors)
+    if scale.axis is None or (scale.block is None and scale.axis != axis):
         return scale
     channels = part if scale.block is not None else part[axis]
     own = scale.levels is not None and scale.levels.ndim > 1

@@ -86,8 +86,8 @@ class Range(Protocol):
 
     `statistic` names the statistic (in `qcli/stats`) whose distribution it needs; None for one that needs no samples.
     One with a true attribute `weighted` is for weights alone: their counts are the energies of the inputs they meet.
-    A method `quick(values, grid)`, if it has one, finds the intervals of the columns of `values` [size, n] in little
-    time: the blocks of large models.
+    A method `quick(values, grid)`, if it has one, finds the intervals [...] of runs along the first axis of `values`
+    [size, ...] in little time: the blocks of large models.
     """
 
     statistic: ClassVar[str | None]
@@ -127,7 +127,10 @@ class Format(Protocol):
 
 
 class Rounding(Protocol):
-    """Chooses a level for every weight."""
+    """Chooses a level for every weight.
+
+    One with a true attribute `elementwise` looks at each weight by itself: those of large models are rounded in pieces.
+    """
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype and the weight's shape."""

@@ -29,7 +29,9 @@ def check_ranges(entries: Iterable[Entry]) -> None:
 
 def _check_levels(entry: Entry, named: str) -> None:
     """Some ranges reckon with evenly spaced levels; formats that learn their table need none at all."""
-    if entry.site.role is not Role.WEIGHT or named in _FOR_TABLES or is_uniform(entry.grid):
+    if entry.site.role is Role.BIAS or named in _FOR_TABLES or is_uniform(entry.grid):
+        return
+    if entry.site.role is not Role.WEIGHT and named in _FOR_ACTIVATIONS:
         return
     if not create("formats", entry.grid.format).learned:
         problem = f"{entry.because}: the range '{named}' reckons with evenly spaced levels"
@@ -39,6 +41,8 @@ def _check_levels(entry: Entry, named: str) -> None:
 
 _FOR_TABLES = ("mse", "minmax", "percentile", "fixed")
 """Ranges that say nothing about levels, or that measure those that there are."""
+
+_FOR_ACTIVATIONS = ("batchnorm",)
 
 
 def check_rules(recipe: Recipe, entries: Iterable[Entry]) -> None:

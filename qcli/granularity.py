@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from math import prod
 
 import msgspec
 
 from qcli.errors import UsageError
 from qcli.graph import Node
-from qcli.layers import input_axis
+from qcli.layers import input_axis, row_axis
 from qcli.plugins import choice_of, create, names
 from qcli.scale_forms import form_of, scale_bits
 from qcli.types import Entry, Grid, Spec
@@ -16,6 +17,7 @@ from qcli.types import Entry, Grid, Spec
 _SMALLEST_BLOCK = 2
 _ONE_BIT = ("int1", "uint1")
 _BINARY = ("binary", "residual_binary")
+_OF_VECTORS = ("product",)
 
 
 def is_unscaled(number_format: Spec) -> bool:
@@ -27,7 +29,7 @@ def is_unscaled(number_format: Spec) -> bool:
 def check_layout(grid: Grid, where: str) -> None:
     """Raises UsageError for a granularity that does not exist, a block where there is none, or a single bit."""
     name = choice_of(grid.format).name
-    if name in _ONE_BIT or (grid.bits == 1 and name not in _BINARY):
+    if name in _ONE_BIT or (grid.bits == 1 and name not in (*_BINARY, *_OF_VECTORS)):
         problem = f"{where}: one bit has two levels, which stand for weights only with a scale fitted to them"
         raise UsageError(problem, f"use format {' or '.join(_BINARY)} with granularity channel or block")
     if grid.granularity not in ("tensor", "channel", "block"):
@@ -81,6 +83,27 @@ def scales_of(grid: Grid, shape: tuple[int, ...]) -> int:
     for axis, length in enumerate(shape):
         size *= -(-length // grid.block) if axis == grid.axis else length
     return size
+
+
+def no_vectors(grid: Grid, node: Node, operand: int, shape: tuple[int, ...]) -> str | None:
+    """Why a weight of `shape` cannot have one code for several weights, or None."""
+    each, size = weights_per_code(grid), _row_size(node, operand, shape)
+    return None if size >= each else f"rows have {size} weights, a vector {each}"
+
+
+def codes_of(grid: Grid, node: Node, operand: int, shape: tuple[int, ...]) -> int:
+    """How many codes a weight of `shape` has: one for each weight, or for each vector of a row."""
+    each, size = weights_per_code(grid), _row_size(node, operand, shape)
+    return prod(shape) // size * -(-size // each) if each > 1 else prod(shape)
+
+
+def weights_per_code(grid: Grid) -> int:
+    """How many weights one code stands for: several where the format has vectors."""
+    return int(getattr(create("formats", grid.format), "weights_per_code", 1))
+
+
+def _row_size(node: Node, operand: int, shape: tuple[int, ...]) -> int:
+    return prod(shape) // shape[row_axis(node, operand, shape)]
 
 
 def bits_of_scales(grid: Grid, shape: tuple[int, ...]) -> float:

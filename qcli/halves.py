@@ -33,13 +33,19 @@ def beyond(array: Array, grid: Grid) -> str | None:
 
 
 def refuse_done(source: Model, plan: Plan, convert: Convert | None) -> None:
-    """Raises NothingToDoError if the model has in 16 bits already all that was to have them."""
+    """Raises NothingToDoError if the model has in 16 bits already all that was to have them.
+
+    Storing float16 as bfloat16, or the other way, makes nothing smaller; computing in the other type is a wish.
+    """
     wanted = {choice_of(entry.grid.format).name for entry in plan.entries} | (
         {convert.to} if convert is not None else set()
     )
-    if wanted == weight_floats(source) and wanted <= set(HALF_TYPES):
+    there = weight_floats(source)
+    if not wanted or not wanted | there <= set(HALF_TYPES):
+        return
+    if wanted == there or (there and convert is None):
         hint = "it is as small as it gets so; take int8-weights or int8 for less"
-        raise NothingToDoError(f"the model's weights are {wanted.pop()} already", hint)
+        raise NothingToDoError(f"the model's weights are {' and '.join(sorted(there))} already", hint)
 
 
 def doubts_about_halves(plan: Plan, model: Model, _: object = None) -> list[str]:

@@ -14,6 +14,7 @@ from qcli.matching import RuleBook
 from qcli.memory import budget_of
 from qcli.prepared import Prepared
 from qcli.sizes import BothMemories
+from qcli.suitability import IN_FLOAT, of_small_floats
 from qcli.types import Plan
 from qcli.validate import means_of
 from qcli.watch import Watch
@@ -42,7 +43,8 @@ def converted_by(job: QuantizeJob, prepared: Prepared, model: Model, watch: Watc
 
 def reasons_of(plan: Plan, converted: Converted | None) -> dict[str, str]:
     """Why nodes stay float32, by their first output."""
-    reasons = {kept.node: kept.reason for kept in plan.kept_float}
+    reasons = dict.fromkeys(of_small_floats(plan.entries), IN_FLOAT)
+    reasons.update((kept.node, kept.reason) for kept in plan.kept_float)
     return reasons if converted is None else {**reasons, **converted.reasons()}
 
 

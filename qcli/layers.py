@@ -102,6 +102,16 @@ def input_axis(node: Node, operand: int, rank: int) -> int | None:
     return None
 
 
+def row_axis(node: Node, operand: int, shape: tuple[int, ...]) -> int:
+    """The axis of a weight that numbers its rows, each of which is read as a whole.
+
+    That of the output channels, whose rows are what one output reads; of a table what a Gather fetches by: 0.
+    """
+    return 0 if node.op_type in _TABLES else _channel_axis(node, operand, shape)
+
+
+_TABLES = ("Gather", "GatherND", "GatherElements", "EmbedLayerNormalization")
+
 _PRODUCTS = ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcli.contracts import along
+from qcli.granularity import weights_per_code
 from qcli.graph import Model, Node, constant_of, node_key
 from qcli.levels import is_uniform, nearest_codes, real_values
 from qcli.plugins import choice_of, create
@@ -18,9 +19,11 @@ from qcli.responses import response_of
 from qcli.roundings._learned import LearnedRounding, Moments
 from qcli.roundings._quadratic import damped, error_of, refitted, refitted_parts
 from qcli.roundings._rows import Answer, Rows
+from qcli.roundings._vectors import learned_words
 from qcli.scale_forms import as_stored
 from qcli.statistics import Statistics
 from qcli.types import Array, Entry, Plan, Request, Role, Scale, Window
+from qcli.vector_rows import in_whole_vectors, vectors_misfit, with_words
 from qcli.windows import reads_of, rows_of, takes_transposed, weight_of, window_of
 
 Float64Array = npt.NDArray[np.float64]
@@ -31,9 +34,6 @@ _LARGEST = 1024
 _BUDGET = 1 << 28
 """Bytes of all that is kept of the inputs of all layers; where it is exceeded, layers are seen in smaller blocks."""
 
-
-_AT_ONCE = 1 << 24
-"""Bytes of a matrix whose rows are learned together: what is computed of them takes some twenty times as much."""
 
 _EVERY = slice(None)
 
@@ -105,15 +105,20 @@ def _verdicts(plan: Plan, model: Model) -> Iterator[tuple[Entry, str]]:
             yield entry, "as several nodes read them"
         else:
             product = entry.site.operand == 1 and window_of(node, _LARGEST) is not None
-            yield entry, _beyond(entry) if product else f"as this form of {entry.site.op} is no product of patches"
+            yield (
+                entry,
+                _beyond(entry, node) if product else f"as this form of {entry.site.op} is no product of patches",
+            )
 
 
-def _beyond(entry: Entry) -> str:
+def _beyond(entry: Entry, node: Node) -> str:
     """Why a rounding cannot choose among the levels of a table, or nothing."""
     if is_uniform(entry.grid):
         return ""
     if not rounding_of(entry).takes_tables:
         return f"as {choice_of(entry.rounding).name} knows evenly spaced levels only"
+    if weights_per_code(entry.grid) > 1:
+        return vectors_misfit(entry, node, takes_vectors=rounding_of(entry).takes_vectors)
     own = getattr(create("formats", entry.grid.format), "shares", None)
     return "as its blocks have tables of their own" if entry.grid.block and own and not own(entry.grid) else ""
 
@@ -150,38 +155,6 @@ def inputs_of(request: Request, statistics: Statistics) -> Inputs | None:
     return Inputs(measured, request.window) if request.window is not None else None
 
 
-def learned(node: Node, entry: Entry, inputs: Inputs, scale: Scale, floor: Float64Array) -> tuple[Array, Scale]:
-    """The codes of a weight and its scale, which may have been fitted to them.
-
-    No step is below `floor`, which has the shape of the scale.
-    """
-    weight, rounding, window = np.asarray(constant_of(node.inputs[1])), rounding_of(entry), inputs.window
-    count = -(-weight.nbytes // _AT_ONCE)
-    if window.kernel or count == 1 or (scale.axis is None and rounding.refit):
-        return Problem(node, weight, window).solve(rounding, inputs.measured, scale, floor)
-    axis = 0 if takes_transposed(node) else 1
-    found = []
-    for numbers in np.array_split(np.arange(weight.shape[axis]), count):
-        some = slice(int(numbers[0]), int(numbers[-1]) + 1)
-        where = (slice(None),) * axis + (some,)
-        own, least = scale, floor
-        if scale.axis is not None and (scale.block is not None or scale.axis == axis):
-            here = where if scale.block is not None else (some,)
-            own = msgspec.structs.replace(scale, scale=scale.scale[here], zero_point=scale.zero_point[here])
-            least = floor[here]
-        found.append(Problem(node, weight[where], window, some).solve(rounding, inputs.measured, own, least))
-    return _joined(found, scale, axis)
-
-
-def _joined(found: list[tuple[Array, Scale]], scale: Scale, axis: int) -> tuple[Array, Scale]:
-    """The codes and scales of some output channels after the others, which lie along `axis`."""
-    codes = np.concatenate([part for part, _ in found], axis=axis)
-    if scale.axis is None or (scale.block is None and scale.axis != axis):
-        return codes, scale
-    steps = np.concatenate([own.scale for _, own in found], axis=axis if scale.block is not None else 0)
-    return codes, msgspec.structs.replace(scale, scale=steps)
-
-
 class Problem:
     """One layer's weight, as rows over what it reads; with `some`, that of these of its output channels alone."""
 
@@ -195,6 +168,10 @@ class Problem:
     def solve(
         self, rounding: LearnedRounding, measured: Moments, scale: Scale, floor: Float64Array
     ) -> tuple[Array, Scale]:
+        if scale.vectors is not None:
+            fitted = learned_words(rounding, self.rows(scale), measured, self.steps(scale))
+            scale = with_words(scale, fitted.words)
+            return self.codes(fitted.values, scale), scale
         codes = rounding.learn(self.rows(scale), measured)
         products = damped(measured.moments()[0], rounding.damp)
         for _ in range(rounding.refit):
@@ -208,13 +185,22 @@ class Problem:
 
     def rows(self, scale: Scale, target: Float64Array | None = None) -> Rows:
         """The weight, or another target [groups, R, K], in units of the steps."""
-        steps, zero = self.steps(scale), self._along(along(scale, self._shape)[1], scale)
+        steps, zero = self.steps(scale), self._zeros(scale)
         shape = (*self.weight.shape[:2], zero.shape[-1])
         lowest, highest = (np.broadcast_to(end - zero, shape) for end in (scale.lowest, scale.highest))
         unit = steps.max(axis=2, keepdims=True)
         exact, answer = (self.weight if target is None else target) / steps, self._answer(unit[..., 0])
         table = self._table(scale)
-        return Rows(exact=exact, lowest=lowest, highest=highest, sizes=steps / unit, table=table, answer=answer)
+        words = None if scale.vectors is None else scale.vectors.words.astype(np.float64)
+        ends = Rows(exact=exact, lowest=lowest, highest=highest, sizes=steps / unit, answer=answer)
+        return msgspec.structs.replace(ends, table=table, words=words)
+
+    def _zeros(self, scale: Scale) -> Float64Array:
+        """The zero points, [groups or 1, R or 1, K or 1]."""
+        first = scale.zero_point.reshape(-1)[:1]
+        if scale.zero_point.size and (scale.zero_point == first).all():
+            return first.astype(np.float64).reshape(1, 1, 1)
+        return self._along(along(scale, self._shape)[1], scale)
 
     def _table(self, scale: Scale) -> Float64Array | None:
         """The levels of the rows, [1, 1, L] or [groups, R, L]; None where they are evenly spaced."""
@@ -227,7 +213,7 @@ class Problem:
 
     def stored(self, codes: Array, scale: Scale) -> Float64Array:
         """The inverse of `codes`."""
-        if scale.levels is not None:
+        if scale.is_table:
             return np.asarray(rows_of(self._node, real_values(codes, _without_steps(scale)), self._window), np.float64)
         zero = along(scale, self._shape)[1]
         return np.asarray(rows_of(self._node, codes.astype(np.float64) - zero, self._window), np.float64)
@@ -239,7 +225,7 @@ class Problem:
 
     def _answer(self, steps: Float64Array) -> Answer | None:
         """The layer's response in units of `steps` [groups or 1, R or 1]; None for blocks, which are parts of it."""
-        groups, channels, _ = self.weight.shape
+        groups, channels = self.weight.shape[:2]
         whole = groups * channels if self._some is _EVERY else self._channels()
         found = response_of(self._node, whole) if self._window.blocks == 1 else None
         if found is None:
@@ -295,7 +281,7 @@ class Problem:
     def codes(self, codes: Float64Array, scale: Scale) -> Array:
         """Codes [groups, R, K] without zero points as the layer stores them."""
         whole = weight_of(self._node, codes, self._window, self._shape)
-        if scale.levels is not None:
+        if scale.is_table:
             return nearest_codes(whole, _without_steps(scale))
         return np.asarray(whole + along(scale, self._shape)[1], scale.dtype)
 
@@ -326,6 +312,7 @@ def _request(node: Node, entry: Entry, most: int) -> Request | None:
     window, value = window_of(node, most), node.inputs[0]
     if window is None or value is None:
         return None
+    window = in_whole_vectors(window, node, weights_per_code(entry.grid))
     return Request(value=value.name or "", statistic=rounding_of(entry).statistic, window=window)
 
 

@@ -11,8 +11,10 @@ import numpy.typing as npt
 from qcli.graph import Model, Node, Value, constant_of, node_key, sole_consumer
 from qcli.layers import bias_layer
 from qcli.learn import Problem, learners, rounding_of
+from qcli.levels import is_uniform
 from qcli.plugins import choice_of
 from qcli.roundings._learned import LearnedRounding
+from qcli.scales import ends_of
 from qcli.solve import Solution, site_key
 from qcli.types import Array, Entry, Plan, Role, Window
 from qcli.windows import window_of
@@ -66,8 +68,8 @@ _UNLIMITED = 1 << 62
 
 
 def _is_coded(entry: Entry, solution: Solution) -> bool:
-    """True for the weight of a layer that multiplies codes of both operands."""
-    weight = entry.site.role is Role.WEIGHT and entry.site.operand == 1
+    """True for the weight of a layer that multiplies codes of both operands, on evenly spaced levels."""
+    weight = entry.site.role is Role.WEIGHT and entry.site.operand == 1 and is_uniform(entry.grid)
     return weight and choice_of(entry.encoding).name == "qdq" and site_key(entry) in solution.codes
 
 
@@ -85,9 +87,7 @@ def _bounds(node: Node, results: Mapping[str, Entry], solution: Solution) -> tup
         value = reader.outputs[0] if reader is not None and reader.op_type in _PASSED else None
     if value is None:
         return -np.inf, np.inf
-    scale = solution.scales[site_key(results[value.name or ""])]
-    step, zero = float(scale.scale[0]), int(scale.zero_point[0])
-    return (scale.lowest - zero) * step, (scale.highest - zero) * step
+    return ends_of(solution.scales[site_key(results[value.name or ""])])
 
 
 _PASSED = ("Relu", "Clip")

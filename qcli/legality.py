@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from qcli.granularity import is_unscaled
-from qcli.graph import Node, constant_of, dimensions, is_constant
-from qcli.levels import is_uniform
+from qcli.graph import Node, constant_of, dimensions, is_constant, is_finite
+from qcli.levels import is_uniform, native_of
 from qcli.plugins import choice_of, create
 from qcli.targets._support import Support
-from qcli.types import Array, Entry, Grid
+from qcli.types import Entry, Grid
 
 
 def illegal(node: Node, support: Support) -> str | None:
@@ -32,7 +32,7 @@ def illegal(node: Node, support: Support) -> str | None:
     bias = node.inputs[support.bias] if support.bias is not None and len(node.inputs) > support.bias else None
     if bias is not None and constant_of(bias) is None:
         return "its bias is not constant"
-    if any((array := constant_of(value)) is not None and not _finite(array) for value in node.inputs):
+    if not all(is_finite(value) for value in node.inputs):
         return "one of its constants holds Inf or NaN"
     check = _CHECKS.get(node.op_type)
     return check(node) if check is not None else None
@@ -45,7 +45,8 @@ def no_form(entry: Entry, node: Node, operands: Sequence[int]) -> str | None:
     """
     name = choice_of(entry.encoding).name
     if not is_uniform(entry.grid):
-        return None if name == TABLE else f"{UNEVEN} multiplies {choice_of(entry.grid.format).name}"
+        written = name == TABLE or (name == "qdq" and native_of(entry.grid) is not None and entry.grid.block is None)
+        return None if written else f"{UNEVEN} multiplies {choice_of(entry.grid.format).name}"
     if name == TABLE:
         return f"{choice_of(entry.grid.format).name} needs no table: its levels are evenly spaced"
     if name == "dynamic":
@@ -171,10 +172,6 @@ def _is_product(node: Node) -> bool:
 _MATRIX = 2
 _NBITS_BLOCKS = (16, 32, 64, 128, 256)
 """Blocks that the kernels of onnxruntime 1.31.1 take."""
-
-
-def _finite(array: Array) -> bool:
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _gemm(node: Node) -> str | None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from qcli.contracts import along
 from qcli.plugins import create
 from qcli.types import Array, FloatArray, Grid, Scale
+from qcli.vectors import vector_codes, vector_values
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -18,6 +19,12 @@ Float64Array = npt.NDArray[np.float64]
 def is_uniform(grid: Grid) -> bool:
     """False for a format whose levels are not evenly spaced."""
     return bool(getattr(create("formats", grid.format), "uniform", True))
+
+
+def native_of(grid: Grid) -> str | None:
+    """ONNX's type of which the levels of `grid` are the numbers, as in `FLOAT8E4M3FN`; None where there is none."""
+    native: str | None = getattr(create("formats", grid.format), "native", None)
+    return native
 
 
 def code_bits(entries: int) -> float:
@@ -44,7 +51,12 @@ def middles(levels: Array) -> Float64Array:
 
 
 def nearest_codes(values: Array, scale: Scale) -> Array:
-    """Codes of the scale's dtype in their shape: the level next to each; of two that are as near the lower."""
+    """Codes of the scale's dtype in their shape: the level next to each; of two that are as near the lower.
+
+    With vectors the codeword next to each of them, in the shape that codes of vectors have.
+    """
+    if scale.vectors is not None:
+        return vector_codes(values, scale)
     if scale.levels is None:
         raise ValueError("the scale has no levels")
     steps, _ = along(scale, values.shape)
@@ -59,7 +71,9 @@ def nearest_codes(values: Array, scale: Scale) -> Array:
 
 
 def real_values(codes: Array, scale: Scale) -> FloatArray:
-    """The real values of `codes`, float32, in their shape."""
+    """The real values of `codes`, float32, in their shape; of vectors in that of the weight."""
+    if scale.vectors is not None:
+        return vector_values(codes, scale)
     if scale.levels is None:
         raise ValueError("the scale has no levels")
     steps, _ = along(scale, codes.shape)

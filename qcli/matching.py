@@ -12,7 +12,7 @@ import msgspec
 from qcli.errors import UsageError, did_you_mean
 from qcli.granularity import is_unscaled, no_blocks
 from qcli.graph import Model, Node, Value, constant_of, dimensions, is_constant, node_key, original_name
-from qcli.levels import is_uniform
+from qcli.levels import is_uniform, native_of
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe, SourcedRule
 from qcli.types import Entry, Grid, Match, Role, Site
@@ -41,6 +41,12 @@ class RuleBook:
                 return f"{decided.origin} keeps it float"
 
         return self._kept_by_result(node) or self._encoded_otherwise(node) or self._beyond_kernels(node)
+
+    def in_floats(self, node: Node) -> bool:
+        """True if the rules make floats of eight bits of what a node reads."""
+        decided = self._last(node, Role.INPUT, lambda rule: rule.rule.grid is not None)
+        grid = decided.rule.grid if decided is not None else None
+        return grid is not None and native_of(grid) is not None
 
     def kept(self, node: Node) -> str | None:
         """The rule that keeps a node float in so many words, or None."""
@@ -112,8 +118,10 @@ class RuleBook:
         grid = decided.rule.grid if decided is not None else None
         if array is None or decided is None or grid is None:
             return None
-        if is_unscaled(grid.format) or not is_uniform(grid):
-            named = choice_of(grid.format).name
+        named, floats = choice_of(grid.format).name, self.in_floats(node)
+        if floats and native_of(grid) is None:
+            return f"{decided.origin} makes its weight {named}, which nothing multiplies by floats of 8 bits"
+        if not floats and (is_unscaled(grid.format) or not is_uniform(grid)):
             return f"{decided.origin} makes its weight {named}, which no integer kernel multiplies"
         if grid.granularity != "block" or no_blocks(node, 1, array.shape, grid.block) is not None:
             return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qcli.encodings._native import NATIVE_OPSET
 from qcli.granularity import is_unscaled, with_width
 from qcli.legality import TABLE
-from qcli.levels import is_uniform
+from qcli.levels import is_uniform, native_of
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
 from qcli.suitability import decoded_there
@@ -54,6 +55,8 @@ def _opset_of(spec: Spec, grid: Grid) -> int:
     encoding, number_format = create("encodings", spec), create("formats", grid.format)
     if is_unscaled(grid.format):
         return int(number_format.min_opset)
+    if encoding.calibrated and native_of(grid) is not None:
+        return NATIVE_OPSET
     if not is_uniform(grid):
         return _table_opset(spec, grid)
     written = encoding.min_opset(number_format.bits(grid), grid.granularity)
@@ -89,6 +92,13 @@ def calibrates(recipe: Recipe) -> bool:
 def _calibrates(rule: Rule) -> bool:
     """True for a rule that gives activations a grid."""
     return rule.grid is not None and _covers(rule, Role.INPUT)
+
+
+def computes_in_integers(recipe: Recipe) -> bool:
+    """True for a recipe under which kernels multiply codes, in whatever part of a model that suits."""
+    rules = [sourced.rule for sourced in recipe.rules if sourced.rule.encoding is not None]
+    dynamic = any(create("encodings", rule.encoding).multiplies for rule in rules if rule.encoding is not None)
+    return dynamic or any(_calibrates(sourced.rule) for sourced in recipe.rules)
 
 
 def written_opset(plan: Plan) -> int:

@@ -14,6 +14,9 @@ _Result = TypeVar("_Result")
 MOST_AT_ONCE = 4
 """Samples that run at the same time, which bounds the memory that they take together."""
 
+FEW_AT_ONCE = 2
+"""The same for parts of a weight that learn, each of which takes some twenty times its size."""
+
 
 def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
     """What `work` makes of each item, in their order; at most threads + 1 items and results are held.

@@ -37,7 +37,7 @@ from qcli.latency import Effort
 from qcli.learn import doubts_about_learning
 from qcli.measured import requests_of, weight_requests, wishes_of
 from qcli.memory import budget_of
-from qcli.opsets import required_opset, written_opset
+from qcli.opsets import computes_in_integers, required_opset, written_opset
 from qcli.parallel import MOST_AT_ONCE
 from qcli.plan import check_plan, make_plan, read_plan
 from qcli.prepare import prepare, sampling_steps
@@ -58,6 +58,7 @@ from qcli.report import (
     size_of,
     with_gates,
 )
+from qcli.small_floats import doubts_about_saturation
 from qcli.solve import Solution
 from qcli.statistics import Statistics, load_statistics
 from qcli.storage import read_storage
@@ -200,6 +201,8 @@ def _quantize(job: QuantizeJob, prepared: Prepared, watch: Watch) -> tuple[Model
         for doubt in doubts_about(plan, prepared.model, statistics):
             watch.warn(doubt)
     solution = finish_job(job, prepared, Settled(prepared.model, plan, statistics), watch)
+    for doubt in doubts_about_saturation(plan, solution, statistics):
+        watch.warn(doubt)
     watch.phase("apply")
     return apply_plan(prepared.model, plan, solution), plan, solution
 
@@ -298,19 +301,17 @@ def _validate_job(
 
 def _report(job: QuantizeJob, prepared: Prepared, validation: Validation | None, watch: Watch) -> Report:
     """The report, without a `validation` of what is known before models run."""
-    calibration = len(prepared.calibration) if prepared.calibration is not None else None
-    plan = prepared.plan
     report = Report(
         command="quantize",
         model=file_facts(job.model, prepared.source),
         recipe=RecipeFacts(name=prepared.recipe.name, sha256=prepared.recipe.sha256),
-        samples=SampleCounts(calibration=calibration),
-        plan=PlanCounts(entries=len(plan.entries), ties=len(plan.ties)),
+        samples=SampleCounts(calibration=len(prepared.calibration) if prepared.calibration is not None else None),
+        plan=PlanCounts(entries=len(prepared.plan.entries), ties=len(prepared.plan.ties)),
         environment=environment(),
     )
     if validation is None:
         return report
-    for doubt in doubts(validation, plan):
+    for doubt in doubts(validation, prepared.plan, integers=job.plan is None and computes_in_integers(prepared.recipe)):
         watch.warn(doubt)
     return with_validation(report, validation)
 

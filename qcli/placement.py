@@ -7,8 +7,7 @@ so on 8 bits. Everything else is float, with a reason. Figures in docs/placement
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import msgspec
@@ -19,7 +18,6 @@ from qcli.graph import (
     Model,
     Node,
     Value,
-    constant_of,
     dimensions,
     is_constant,
     node_key,
@@ -27,12 +25,25 @@ from qcli.graph import (
     sole_consumer,
 )
 from qcli.legality import illegal
+from qcli.tails import bias_operand, tail_of
 from qcli.targets._support import Placement, Support
 from qcli.types import KeptFloat
 
 _STRUCTURAL = (
     "Shape", "Cast", "Constant", "ConstantOfShape", "Range", "If", "Loop", "Scan", *QUANTIZED_OPERATORS,
 )  # fmt: skip
+
+
+class Rules(Protocol):
+    """What placement asks of a recipe's rules."""
+
+    def refusal(self, node: Node) -> str | None:
+        """Why the recipe keeps a node from static quantization, or None."""
+        ...
+
+    def in_floats(self, node: Node) -> bool:
+        """True if what the node reads becomes floats of eight bits."""
+        ...
 
 
 class Target(Protocol):
@@ -48,7 +59,8 @@ class Placed:
     """A node that becomes integer.
 
     `operands` hold its activations. `tail` are the nodes that its kernel swallows (a bias Add, Relu, Clip), `result`
-    is the value behind them, quantized if `quantize_output`. `bias` is the reader and operand of the bias.
+    is the value behind them, quantized if `quantize_output`. `bias` is the reader and operand of the bias. `floats`:
+    it multiplies floats of eight bits.
     """
 
     node: Node
@@ -57,6 +69,7 @@ class Placed:
     tail: tuple[Node, ...] = ()
     bias: tuple[Node, int] | None = None
     quantize_output: bool = True
+    floats: bool = False
 
     @property
     def result(self) -> Value:
@@ -87,34 +100,40 @@ class Unfit:
 NOTHING_UNFIT = Unfit()
 
 
-def place(model: Model, target: Target, refused: Callable[[Node], str | None], unfit: Unfit = NOTHING_UNFIT) -> Layout:
-    """Divides the main graph and each body of an If, Loop or Scan, each for itself.
+@dataclass(frozen=True)
+class _Measured:
+    """The rules of a recipe, and what was measured against them."""
 
-    `refused` gives the reason why a recipe keeps a node from static integers, or None.
-    """
+    rules: Rules
+    unfit: Unfit
 
-    def refusal(node: Node) -> str | None:
-        return unfit.nodes.get(node_key(node)) or refused(node)
+    def refusal(self, node: Node) -> str | None:
+        return self.unfit.nodes.get(node_key(node)) or self.rules.refusal(node)
 
+    def in_floats(self, node: Node) -> bool:
+        return self.rules.in_floats(node)
+
+
+def place(model: Model, target: Target, rules: Rules, unfit: Unfit = NOTHING_UNFIT) -> Layout:
+    """Divides the main graph and each body of an If, Loop or Scan, each for itself."""
     layout = Layout()
     reasons: dict[Node, str] = {}
+    measured = _Measured(rules, unfit)
     for graph in model.graphs():
-        placed, why = _divide(graph, target, refusal, unfit)
+        placed, why = _divide(graph, target, measured)
         layout.placed.update(placed)
         reasons.update(why)
     layout.kept = _kept(model, layout, reasons)
     return layout
 
 
-def _divide(
-    graph: Graph, target: Target, refused: Callable[[Node], str | None], unfit: Unfit
-) -> tuple[dict[Node, Placed], dict[Node, str]]:
+def _divide(graph: Graph, target: Target, rules: _Measured) -> tuple[dict[Node, Placed], dict[Node, str]]:
     """The nodes of one graph that become integer, and why the others do not."""
     reasons: dict[Node, str] = {}
     candidates: dict[Node, Placed] = {}
     for node in graph:
-        found = _candidate(node, target, refused)
-        reason = found if isinstance(found, str) else _unfit(found, unfit)
+        found = _candidate(node, target, rules)
+        reason = found if isinstance(found, str) else _unfit(found, rules.unfit)
         if isinstance(found, str) or reason is not None:
             reasons[node] = str(reason)
         else:
@@ -129,14 +148,19 @@ def _divide(
     return placed, reasons
 
 
-def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]) -> Placed | str:
+def _candidate(node: Node, target: Target, rules: Rules) -> Placed | str:
     """The node as it would be placed, or the reason why it cannot be."""
     support = target.support(node.op_type, node.domain)
     if support is None:
         return target.refusal(node.op_type, node.domain)
+    floats, multiplies = rules.in_floats(node), support.weight is not None
+    if floats and multiplies:
+        support = _of_floats(support)
     if support.either and support.weight is not None and not is_constant(node.inputs[support.weight]):
         support = msgspec.structs.replace(support, weight=None, bias=None, data=None)
-    reason = illegal(node, support) or refused(node)
+    reason = illegal(node, support) or rules.refusal(node)
+    if reason is None and floats and not multiplies:
+        reason = "floats of 8 bits are for what Conv, Gemm and MatMul multiply: it computes in float"
     if reason is None and _is_swish(node, target):
         reason = "of x f(x), both are there in float, since f has no integer kernel"
     if reason is None and support.placement is not Placement.ANCHOR and touches_quantized(node):
@@ -154,8 +178,20 @@ def _candidate(node: Node, target: Target, refused: Callable[[Node], str | None]
         return "it reads no activation"
     if support.depthwise is not None and _is_depthwise(node) and _is_computed(node.inputs[0]):
         support = msgspec.structs.replace(support, placement=support.depthwise)
-    tail, bias = _tail(node, support, refused)
-    return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias)
+    tail, bias = tail_of(node, support, rules.refusal)
+    return Placed(node=node, support=support, operands=operands, tail=tail, bias=bias, floats=floats)
+
+
+def _of_floats(support: Support) -> Support:
+    """A layer that multiplies floats of eight bits: its sum and its bias are wider floats, and so is its result."""
+    return Support(
+        placement=Placement.ANCHOR,
+        data=support.data,
+        weight=support.weight,
+        output_optional=True,
+        float_bias=True,
+        either=support.either,
+    )
 
 
 def _without_fused(node: Node, operands: tuple[int, ...], target: Target) -> tuple[int, ...]:
@@ -202,58 +238,6 @@ def _unfit(placed: Placed, unfit: Unfit) -> str | None:
     if not placed.support.output_optional:
         names += [value.name for value in placed.results]
     return next((f"'{name}': {unfit.values[name]}" for name in names if name in unfit.values), None)
-
-
-def _tail(
-    node: Node, support: Support, refused: Callable[[Node], str | None]
-) -> tuple[tuple[Node, ...], tuple[Node, int] | None]:
-    """The nodes behind an integer kernel that it swallows, and where its bias is read."""
-    tail: list[Node] = []
-    bias: tuple[Node, int] | None = None
-    if support.bias is not None and len(node.inputs) > support.bias and node.inputs[support.bias] is not None:
-        bias = (node, support.bias)
-    value = node.outputs[0]
-    while (follower := sole_consumer(value)) is not None and len(tail) < 3 and refused(follower) is None:
-        if follower.graph is not node.graph:
-            break
-        if node.op_type == "MatMul" and not tail and (operand := bias_operand(node, follower)) is not None:
-            bias = (follower, operand) if joins_bias(node) and not support.float_bias else None
-        elif not _clips(follower, value) or support.tied:
-            break
-        tail.append(follower)
-        value = follower.outputs[0]
-    return tuple(tail), bias
-
-
-def bias_operand(layer: Node, follower: Node) -> int | None:
-    """The operand of an Add that holds a constant vector over the layer's output channels."""
-    weight = dimensions(layer.inputs[1]) if layer.inputs[1] is not None else None
-    if follower.op_type != "Add" or weight is None:
-        return None
-    for operand, value in enumerate(follower.inputs):
-        if value is not None and is_constant(value) and dimensions(value) in ((weight[-1],), (1, weight[-1])):
-            return operand
-    return None
-
-
-def joins_bias(layer: Node) -> bool:
-    """True if the runtime joins a MatMul and the Add behind it into a Gemm: for matrices and for fixed shapes.
-
-    That Gemm is integer only if its bias is. Where the two stay apart, a bias in float is cheaper and exact.
-    """
-    data = dimensions(layer.inputs[0]) if layer.inputs[0] is not None else None
-    return data is not None and (len(data) == 2 or None not in data)
-
-
-def _clips(node: Node, value: Value) -> bool:
-    """True for Relu, and for Clip, Max and Min with constant scalars: a saturating grid does their work."""
-    if node.op_type == "Relu":
-        return True
-    if node.op_type not in ("Clip", "Max", "Min") or node.inputs.count(value) != 1:
-        return False
-    rank = len(dimensions(value) or ())
-    bounds = [constant_of(item) for item in node.inputs if item is not None and item is not value]
-    return all(array is not None and array.size == 1 and array.ndim <= rank for array in bounds)
 
 
 def _forward(graph: Graph, candidates: dict[Node, Placed]) -> dict[Node, Placed]:
@@ -318,12 +302,13 @@ def _with_output(placed: Placed, reachable: dict[Node, Placed], useful: set[Node
     """A kernel that can give float results does so unless all its readers take integers from it."""
     uses = tuple(placed.result.uses())
     integer = bool(uses) and all(reader in useful and operand in reachable[reader].operands for reader, operand in uses)
-    if not placed.support.output_optional or (integer and not placed.result.is_graph_output()):
+    wanted = integer and not placed.result.is_graph_output() and not placed.floats
+    if not placed.support.output_optional or wanted:
         return placed
     tail = placed.tail
     while tail and not _adds_bias(placed, tail[-1]):
         tail = tail[:-1]
-    return Placed(placed.node, placed.support, placed.operands, tail, placed.bias, quantize_output=False)
+    return replace(placed, tail=tail, quantize_output=False)
 
 
 def _adds_bias(placed: Placed, follower: Node) -> bool:

@@ -21,7 +21,7 @@ from qcli.placement import NOTHING_UNFIT, Layout, Placed, Unfit, place
 from qcli.plugins import choice_of, create
 from qcli.recipe import Recipe
 from qcli.stored import Stored, described, store_weights
-from qcli.suitability import check_entries, refuse_operators, refuse_version, stored_there
+from qcli.suitability import check_entries, multiplied_there, refuse_operators, refuse_version, stored_there
 from qcli.targets._support import traits_of
 from qcli.types import Entry, Grid, KeptFloat, Plan, Role, Site, Spec, Tie
 from qcli.yaml_file import read_yaml, write_yaml
@@ -45,10 +45,12 @@ def make_plan(model: Model, recipe: Recipe, unfit: Unfit = NOTHING_UNFIT) -> Pla
     infer_shapes(model)
     target = create("targets", recipe.target)
     rules = RuleBook(model, recipe)
-    layout = place(model, target, rules.refusal, unfit)
+    layout = place(model, target, rules, unfit)
     static = tuple(_entries(layout, rules))
-    if not traits_of(target).wide_biases:
+    traits = traits_of(target)
+    if not traits.wide_biases:
         static = _with_exact_biases(static, layout)
+    static = tuple(multiplied_there(entry, traits) for entry in static)
     stored = store_weights(model, rules, static, unfit.nodes)
     kept, unstored = stored_there(stored.entries, recipe.target)
     stored = Stored(kept, {**stored.reasons, **unstored})
@@ -216,7 +218,7 @@ def _entries(layout: Layout, rules: RuleBook) -> Iterator[Entry]:
     for placed in layout.placed.values():
         for operand in placed.operands:
             value = placed.node.inputs[operand]
-            if value not in quantized or value.graph is not placed.node.graph:
+            if value not in quantized or value.graph is not placed.node.graph or placed.floats:
                 yield rules.entry(_site(placed.node, operand, Role.INPUT))
         yield from _constant_entries(placed, rules)
         if placed.quantize_output:

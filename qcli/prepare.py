@@ -180,6 +180,9 @@ def _gains(old: _Ratios, new: _Ratios, worth: float) -> bool:
 
 _CLEAR_DB = 1.0
 
+_FEWEST_TO_JUDGE = 4
+"""A step is tried on each half of the samples with what the other half taught; one sample teaches nothing."""
+
 
 class _Ratios:
     """What a judge says, asked no more than once about each part."""
@@ -202,8 +205,14 @@ class _Ratios:
 
 def _run_step(model: Model, spec: Spec, check: _Check, samples: Samples | None, watch: Watch) -> tuple[Model, _Check]:
     step = create("steps", spec)
+    if step.looks_for and not any(node.op_type in step.looks_for for node in model.nodes()):
+        return model, check
     name = choice_of(spec).name
     measures = isinstance(step, MeasuredStep) and not (samples is None and step.works_blindly())
+    judged = measures and step.worth_db is not None and not step.works_blindly()
+    if judged and samples is not None and len(samples) < _FEWEST_TO_JUDGE:
+        watch.warn(f"step '{name}' needs {_FEWEST_TO_JUDGE} samples or more and was skipped")
+        return model, check
     if measures and samples is None and step.worth_db is not None and check.runs:
         return model, check
     if measures and samples is None:

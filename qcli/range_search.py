@@ -12,6 +12,7 @@ import numpy as np
 from qcli.calibrate import Progress
 from qcli.measured import seen
 from qcli.plugins import choice_of
+from qcli.scales import ends_of
 from qcli.solve import Solution, site_key
 from qcli.statistics import Statistics
 from qcli.ties import tied
@@ -94,12 +95,10 @@ class RangeSearch:
     def _room(self, entry: Entry, scale: Scale) -> float:
         """By how much the grid must grow to span all values."""
         known = seen(entry.site.value, "histogram", self.statistics)
-        step, zero = float(scale.scale[0]), int(scale.zero_point[0])
-        ends = ((scale.lowest - zero) * step, (scale.highest - zero) * step)
         if known is None:
             return 1.0
         extremes = (float(known.lower.min()), float(known.upper.max()))
-        return max(reached / end for reached, end in zip(extremes, ends, strict=True) if end)
+        return max(reached / end for reached, end in zip(extremes, ends_of(scale), strict=True) if end)
 
     def _groups(self, solution: Solution, limit: int) -> list[tuple[Entry, ...]]:
         """Entries that share a scale, those first whose range is widest beside their typical values."""

@@ -93,7 +93,7 @@ def _judge(model: Model, plan: Plan, statistics: Statistics) -> Unfit:
 def _of_eight_bits(scale: Scale) -> Scale:
     """The range of `scale` with 256 levels, if it has fewer: whoever asks for so few wants small values to be lost."""
     span = scale.highest - scale.lowest
-    if span >= _LEVELS:
+    if span >= _LEVELS or scale.levels is not None:
         return scale
     zero_point = np.rint((scale.zero_point - scale.lowest) * (_LEVELS / span)).astype(np.int64)
     steps = (scale.scale * np.float32(span / _LEVELS)).astype(np.float32)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from qcli.errors import ResourceError, RuntimeFailure
+from qcli.errors import ResourceError, RuntimeFailure, UnsupportedError
 from qcli.types import Array, Runnable
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -27,6 +28,8 @@ import onnxruntime
 
 _SILENT = 4
 """onnxruntime's log severity "fatal": its warnings are not for qcli's users; errors arrive as exceptions."""
+
+_NO_FUSION = ("session.disable_quant_qdq", "1")
 
 _CODE = re.compile(r"^\d+ : [A-Z_]+ : ")
 """How onnxruntime's messages begin, e.g. `1 : FAIL : `."""
@@ -79,7 +82,8 @@ class Session:
         options.log_severity_level = _SILENT
         options.enable_cpu_mem_arena = arena
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-        options.add_session_config_entry("session.disable_quant_qdq", str(int(not fuse_qdq)))
+        if not fuse_qdq:
+            options.add_session_config_entry(*_NO_FUSION)
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if optimized_to is not None:
@@ -96,11 +100,10 @@ class Session:
         try:
             self._weights = _hand_over(source, options) if isinstance(source, Runnable) else []
             content = source.content if isinstance(source, Runnable) else str(source)
-            self._session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=kept_out
-            )
+            self._session = _loaded(content, options, kept_out)
         except _RUNTIME_ERRORS as error:
             _refuse_lack_of_memory(error)
+            _refuse_newer(error)
             hint = "run 'qcli doctor' to see this onnxruntime's version"
             raise RuntimeFailure(f"onnxruntime cannot load the model: {_reason(error)}", hint) from error
 
@@ -180,6 +183,22 @@ def on_sample(file: str) -> Iterator[None]:
         raise RuntimeFailure(f"sample '{file}': {error.message}", error.hint) from error
 
 
+def _loaded(content: bytes | str, options: Any, kept_out: list[str]) -> Any:
+    """The session; without fusions of QuantizeLinear where one of them is what fails.
+
+    onnxruntime 1.31.1 makes an integer kernel of a MatMul between two DequantizeLinear of 8-bit floats, and then
+    refuses the types that it has given it.
+    """
+    load = partial(onnxruntime.InferenceSession, content, options, providers=["CPUExecutionProvider"])
+    try:
+        return load(disabled_optimizers=kept_out)
+    except onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph as error:
+        if "tensor(float8" not in str(error):
+            raise
+        options.add_session_config_entry(*_NO_FUSION)
+        return load(disabled_optimizers=kept_out)
+
+
 def _spare_memory(options: Any) -> list[str]:
     """No second copy of the weights for the kernels, and no pool that grows by doubling; what not to optimize.
 
@@ -219,6 +238,21 @@ def _refuse_lack_of_memory(error: BaseException) -> None:
     if any(words in text for words in _NO_MEMORY):
         hint = "use fewer --threads, smaller samples or a machine with more memory"
         raise ResourceError("out of memory in onnxruntime", hint) from error
+
+
+def _refuse_newer(error: BaseException) -> None:
+    """Raises UnsupportedError for a file version or an operator set that came after this onnxruntime."""
+    for what, pattern in _NEWER.items():
+        found = pattern.search(str(error))
+        if found is not None:
+            problem = f"the model is of {what} {found[1]}, the installed onnxruntime reads up to {found[2]}"
+            raise UnsupportedError(problem, "export it with an older one, or install a newer onnxruntime") from error
+
+
+_NEWER = {
+    "IR version": re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)"),
+    "opset": re.compile(r"Opset (\d+) is under development.*domain ai\.onnx is till opset (\d+)", re.DOTALL),
+}
 
 
 def _reason(error: BaseException) -> str:

@@ -28,6 +28,14 @@ def same_levels(first: Scale, second: Scale) -> bool:
     return ends == (second.dtype, second.lowest, second.highest)
 
 
+def ends_of(scale: Scale) -> tuple[float, float]:
+    """The lowest and the highest real number of a grid with one scale: beyond them everything saturates."""
+    step, zero = float(scale.scale[0]), int(scale.zero_point[0])
+    if scale.levels is not None:
+        return float(scale.levels[0]) * step, float(scale.levels[-1]) * step
+    return (scale.lowest - zero) * step, (scale.highest - zero) * step
+
+
 def equal(first: Scale | None, second: Scale | None) -> bool:
     """True for scales by which codes stand for the same numbers."""
     if first is None or second is None:

@@ -15,27 +15,29 @@ from qcli.blocks import fitted, interval_of, rounded
 from qcli.distribution import Distribution, from_weights
 from qcli.energies import energies_of, energy_requests
 from qcli.graph import Model, Node, constant_of, node_key, set_aside
-from qcli.layers import bias_layer
-from qcli.learn import inputs_of, learned, learned_requests, learns
+from qcli.layers import bias_layer, row_axis
+from qcli.learn import inputs_of, learned_requests, learns
+from qcli.learn_weight import learned
 from qcli.levels import is_uniform
 from qcli.measured import NOTHING, is_activation, seen_at, values_of
 from qcli.pairs import pair_floor
-from qcli.parallel import MOST_AT_ONCE, in_order
+from qcli.parallel import FEW_AT_ONCE, MOST_AT_ONCE, in_order
+from qcli.pieces import coded_pieces
 from qcli.plugins import create
+from qcli.quick_blocks import quick_scale
+from qcli.roundings._learned import Moments, kept
 from qcli.scale_forms import as_stored
 from qcli.scales import equal, same_levels, union, unsigned
 from qcli.statistics import Statistics
 from qcli.tables import table_of
+from qcli.tails import bias_floor, float_bias
 from qcli.targets._support import traits_of
 from qcli.ties import tied
-from qcli.types import Array, Deferred, Entry, Interval, Plan, Role, Scale
+from qcli.types import Array, Deferred, Entry, FloatArray, Interval, Plan, Request, Role, Scale
 
 _INT32_MAX = 2**31 - 1
 _EITHER = 63
 """Unsigned codes of a weight up to this run on the kernels for signed ones, twice as fast, and no pair saturates."""
-
-_BIAS_LEVELS = 2**30
-"""A bias uses at most half of int32, which leaves room for the sum that it is added to."""
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -111,6 +113,7 @@ class Solver:
     ) -> None:
         self.plan = plan
         self._threads = 1 if model.large else min(threads, MOST_AT_ONCE)
+        self._within = min(threads, MOST_AT_ONCE) if model.large else 1
         self.statistics = statistics
         self.model = model
         self._values = values_of(model)
@@ -120,6 +123,7 @@ class Solver:
         self._unsigned = traits_of(self._target).unsigned_activations
         self.learned = learned_requests(plan, model) if not model.large else {}
         self.energies = energy_requests(plan, model) if not model.large else {}
+        self.known_moments: dict[Request, Moments] = {}
         self.solution = known or Solution()
         for entry in plan.entries if known is not None else ():
             if entry.site.role is Role.OUTPUT or entry.site.value not in self._by_value:
@@ -198,17 +202,26 @@ class Solver:
         find = partial(create("ranges", entry.range).interval, grid=entry.grid)
         energies = energies_of(self._nodes[entry.site.node], self.energies.get(entry.site.node), self.statistics)
         if not is_uniform(entry.grid):
-            return self._coded(entries, table_of(weight, entry, energies, thin=self.model.large))
+            rows = row_axis(self._nodes[entry.site.node], entry.site.operand, weight.shape)
+            return self._coded(entries, table_of(weight, entry, energies, rows=rows, thin=self.model.large))
         quick = getattr(create("ranges", entry.range), "quick", None) if self.model.large else None
-        known = partial(quick, grid=entry.grid) if quick is not None else None
-        interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies, quick=known)
+        if quick is not None and entry.grid.block is not None and energies is None:
+            found = quick_scale(weight, entry.grid, partial(quick, grid=entry.grid), self._within)
+            return self._settled(entries, weight, found, None)  # nothing multiplies blocks: there is no least step
+        interval, dead = interval_of(weight, entry.grid, find, thin=self.model.large, energies=energies)
         scale = create("formats", entry.grid.format).scale(interval, entry.grid)
         floor = np.max([self._floor(one, weight, scale) for one in entries], axis=0)
         steps = np.where(dead & (floor > 0), floor, np.maximum(scale.scale, floor)).astype(np.float32)
+        return self._settled(entries, weight, msgspec.structs.replace(scale, scale=steps), floor)
+
+    def _settled(
+        self, entries: list[Entry], weight: FloatArray, scale: Scale, floor: Float64Array | None
+    ) -> tuple[Scale, Array | Deferred]:
+        """The codes of a weight whose scale was found, and that scale as the rounding and the file have it."""
+        grid, rounding = entries[0].grid, create("roundings", entries[0].rounding)
         signed = self._unsigned and scale.dtype == "uint8" and scale.highest <= _EITHER
-        widened = msgspec.structs.replace(scale, scale=steps, dtype="int8" if signed else scale.dtype)
-        widened = as_stored(fitted(weight, widened, create("roundings", entry.rounding), floor), entry.grid.scales)
-        return self._coded(entries, widened, floor)
+        typed = msgspec.structs.replace(scale, dtype="int8") if signed else scale
+        return self._coded(entries, as_stored(fitted(weight, typed, rounding, floor), grid.scales), floor)
 
     def _coded(
         self, entries: list[Entry], scale: Scale, floor: Float64Array | None = None
@@ -227,16 +240,26 @@ class Solver:
         inputs = inputs_of(self.learned[node], self.statistics)
         if inputs is None:
             return None
-        codes, fitted = learned(self._nodes[node], entries[0], inputs, scale, floor)
+        inputs = inputs._replace(measured=self._kept(self.learned[node], inputs.measured))
+        layer, few = self._nodes[node], min(self._within, FEW_AT_ONCE)
+        codes, fitted = learned(layer, entries[0], inputs, scale, floor, threads=few)
         return fitted, set_aside(self.model.graph, codes)
+
+    def _kept(self, request: Request, measured: Moments) -> Moments:
+        """What follows from a large model's measurements is computed once for all weights that read the same."""
+        if not self.model.large:
+            return measured
+        return self.known_moments.setdefault(request, kept(measured))
 
     def _codes(self, entry: Entry, scale: Scale) -> Array | Deferred:
         """The codes of a weight; those of a large model are computed again each time they are needed."""
-        encode = create("roundings", "squant" if learns(entry) else entry.rounding).round
+        rounding = create("roundings", "squant" if learns(entry) else entry.rounding)
+        encode, read = rounding.round, partial(self._weight_array, entry)
         if not self.model.large:
-            return rounded(self._weight_array(entry), scale, encode)
-        shape = self._weight_array(entry).shape
-        return Deferred(shape, scale.dtype, lambda: rounded(self._weight_array(entry), scale, encode))
+            return rounded(read(), scale, encode)
+        alone = getattr(rounding, "elementwise", False) and scale.vectors is None
+        pieces = partial(coded_pieces, read, scale, encode, self._within) if alone else None
+        return Deferred(scale.codes_shape(read().shape), scale.dtype, lambda: rounded(read(), scale, encode), pieces)
 
     def biases(self) -> None:
         """scale = s_x * s_w, along the weight's output channels."""
@@ -274,11 +297,10 @@ class Solver:
         floor = np.zeros(scale.scale.shape)
         if entry.grid.block is not None or not create("encodings", entry.encoding).multiplies:
             return floor  # products of blocks are added in float
-        bias = self._bias_of(node)
+        data = node.inputs[0].name if node.inputs[0] is not None else None
+        bias = self._bias_of(node) if data in self._by_value else None  # dynamic kernels find the scale as they run
         if bias is not None:
-            columns = np.abs(bias.astype(np.float64)).reshape(-1, bias.shape[-1] if bias.ndim else 1).max(axis=0)
-            largest = columns if columns.size == floor.size else columns.max(initial=0.0)
-            floor = np.maximum(floor, largest / (self._input_scale(node) * _BIAS_LEVELS))
+            floor = np.maximum(floor, bias_floor(bias, floor.size) / self._input_scale(node))
         if self._target.pair_limited():
             floor = np.maximum(floor, pair_floor(node, weight, scale))
         return floor
@@ -324,4 +346,4 @@ class Solver:
         for entry in self.plan.entries:
             if entry.site.role is Role.BIAS and self._layer_of(entry) is node:
                 return self._constant(entry)
-        return None
+        return float_bias(node)

@@ -81,6 +81,11 @@ class _Sorter:
         self._found: dict[Key, _Found] = {}
         for node in layout.nodes:
             self._note(node)
+        self._each: dict[Key, int] = {}
+        for node in layout.nodes:
+            source, each = self._codes_behind(node)
+            if source is not None:
+                self._each[source] = max(each, self._each.get(source, 1))
         for node in layout.nodes:
             if not self._is_fixed(node):
                 self._sort(node)
@@ -97,8 +102,10 @@ class _Sorter:
         return f"uint{reader.integers['bits']}" if reader is not None else constant.dtype
 
     def elements(self, constant: StoredConstant) -> int:
+        """The weights that a constant stands for; those that fill up the rows of vectors count too."""
         reader = self._readers.get(constant.key)
-        return reader.integers["K"] * reader.integers["N"] if reader is not None else constant.elements
+        whole = constant.elements * self._each.get(constant.key, 1)
+        return reader.integers["K"] * reader.integers["N"] if reader is not None else whole
 
     def _note(self, node: PlainNode) -> None:
         given = [key for key in node.inputs if key is not None]
@@ -107,6 +114,22 @@ class _Sorter:
         codes = node.inputs[1] if node.op in _BITS_PACKED and len(node.inputs) > 1 else None
         if codes is not None and node.integers.keys() >= {"bits", "K", "N"}:
             self._readers[codes] = node
+
+    def _codes_behind(self, node: PlainNode) -> tuple[Key | None, int]:
+        """The codes by which a node fetches rows of tables, and the elements that each of them becomes."""
+        key, each = node.outputs[0] if node.outputs else None, 1
+        first = node
+        for _ in range(_FARTHEST):
+            known = self._producers.get(key) if key is not None else None
+            if known is None or not known.inputs:
+                break
+            fetches = known.op in _FETCHES and len(known.inputs) > 1 and self._small(known.inputs[1])
+            if known is first and not fetches:
+                return None, 1
+            table = self._leaf(known.inputs[0]) if fetches else None
+            each *= table.columns if table is not None else 1
+            key = known.inputs[1 if fetches else 0]
+        return key, each
 
     def _is_fixed(self, node: PlainNode) -> bool:
         return bool(node.outputs) and node.outputs[0] in self._fixed

@@ -11,10 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from qcli.granularity import bits_of_scales, is_unscaled, laid_out, scales_of
-from qcli.graph import Model, Node, Value, constant_of, dimensions, node_key, original_name, stored_bits
+from qcli.granularity import bits_of_scales, codes_of, is_unscaled, laid_out, no_vectors, scales_of
+from qcli.graph import (
+    Model,
+    Node,
+    Value,
+    constant_of,
+    dimensions,
+    is_finite,
+    node_key,
+    original_name,
+    stored_bits,
+)
 from qcli.halves import beyond
 from qcli.layers import weight_operands
 from qcli.legality import TABLE, UNEVEN, no_form
@@ -70,7 +79,7 @@ def _entries(
         if value is None or array is None or array.dtype.name != "float32":
             reasons[node_key(node)] = "its weight is not float32"
             continue
-        if not np.isfinite(array).all():
+        if not is_finite(value):
             reasons[node_key(node)] = "its weight holds Inf or NaN"
             continue
         entry = laid_out(rules.entry(_site(node, operand, value)), node, array.shape, axis)
@@ -79,13 +88,23 @@ def _entries(
         if unstorable is not None:
             reasons[node_key(node)] = f"its weight {unstorable}"
             continue
+        short = no_vectors(entry.grid, node, operand, array.shape)
+        if short is not None:
+            reasons[node_key(node)] = f"its {short}"
+            continue
         scales = scales_of(entry.grid, array.shape)
-        if (_FLOAT_BITS - _bits(entry.grid)) * array.size <= _beside(entry.grid, array.shape) + 8 * _OVERHEAD:
+        codes = _bits(entry.grid) * codes_of(entry.grid, node, operand, array.shape)
+        if _FLOAT_BITS * array.size <= codes + _beside(entry.grid, array.shape) + 8 * _OVERHEAD:
             small = "its blocks are" if entry.grid.block is not None and scales > array.size // 4 else "its weight is"
-            what = "integers" if is_uniform(entry.grid) else f"the tables and codes of {_named(entry.grid)}"
-            reasons[node_key(node)] = f"{small} too small for {what} to save bytes"
+            reasons[node_key(node)] = f"{small} too small for {_written_as(entry.grid)} to save bytes"
             continue
         yield entry
+
+
+def _written_as(grid: Grid) -> str:
+    if is_unscaled(grid.format):
+        return choice_of(grid.format).name
+    return "integers" if is_uniform(grid) else f"the tables and codes of {_named(grid)}"
 
 
 def _as_numbers(entry: Entry) -> Entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -10,7 +10,8 @@ import msgspec
 from qcli.errors import UnsupportedError, UsageError
 from qcli.granularity import is_unscaled
 from qcli.graph import Model, file_version_with, original_name
-from qcli.legality import not_as_numbers
+from qcli.legality import TABLE, not_as_numbers
+from qcli.levels import native_of
 from qcli.plugins import choice_of, create
 from qcli.targets._support import Traits, traits_of
 from qcli.types import Entry, Grid, Role, Spec
@@ -85,22 +86,50 @@ def _misfit(entry: Entry, role: str, target: Any, traits: Traits) -> str | None:
     if traits.encodings is not None and encoding.name not in traits.encodings:
         return f"it has no operators for the encoding '{encoding.name}', only for {' and '.join(traits.encodings)}"
     decode = encoding.options.get("decode")
-    if encoding.name == "weight_only" and decode is not None and decode not in traits.decode:
+    if encoding.name in _STORED and decode is not None and decode not in traits.decode:
         return f"it cannot decode weights with 'decode: {decode}'"
     told = getattr(target, "misfit", None)
     return None if told is None else told(role, entry.grid, encoding.name)
 
 
+_STORED = ("weight_only", TABLE)
+"""Encodings of weights that are decoded before anything multiplies them."""
+
+
 def decoded_there(spec: Spec, grid: Grid, traits: Traits) -> Spec:
     """The encoding with the runtime's own way to decode stored weights where the recipe says none.
 
-    Floats of 16 bits have one way alone, a Cast.
+    Floats of 16 bits have one way alone, a Cast; tables are read by a Gather, but those that are the numbers of a type.
     """
     encoding = choice_of(spec)
-    stated = encoding.name != "weight_only" or "decode" in encoding.options
-    if stated or is_unscaled(grid.format) or traits.decode[0] == "load":
+    known = encoding.name == "weight_only" or (encoding.name == TABLE and native_of(grid) is not None)
+    if not known or "decode" in encoding.options or is_unscaled(grid.format) or traits.decode[0] == "load":
         return spec
-    return {"weight_only": {**encoding.options, "decode": traits.decode[0]}}
+    return {encoding.name: {**encoding.options, "decode": traits.decode[0]}}
+
+
+def multiplied_there(entry: Entry, traits: Traits) -> Entry:
+    """A weight in floats of 8 bits that a layer multiplies by such data, in the form that the runtime takes."""
+    encoding = choice_of(entry.encoding)
+    native = entry.site.role is Role.WEIGHT and native_of(entry.grid) is not None
+    if not native or encoding.name != "qdq" or "decode" in encoding.options or "load" not in traits.decode:
+        return entry
+    if not traits.here and entry.site.op != "MatMul":
+        return entry
+    why = f"; {IN_FLOAT}" if traits.here else "; behind a Sum, so that onnxruntime takes it for no product of integers"
+    spec: Spec = {"qdq": {**encoding.options, "decode": "load" if traits.here else "shielded"}}
+    return msgspec.structs.replace(entry, encoding=spec, because=f"{entry.because}{why}")
+
+
+IN_FLOAT = "onnxruntime's CPU provider multiplies no floats of 8 bits: it computes in float between them"
+
+
+def of_small_floats(entries: Iterable[Entry]) -> Iterator[str]:
+    """The layers, by first output, that multiply floats of eight bits, as far as a runtime can."""
+    for entry in entries:
+        native = entry.site.role is Role.WEIGHT and native_of(entry.grid) is not None
+        if native and create("encodings", entry.encoding).calibrated:
+            yield entry.site.node
 
 
 def stored_there(entries: Iterable[Entry], spec: Spec) -> tuple[tuple[Entry, ...], dict[str, str]]:
@@ -112,7 +141,7 @@ def stored_there(entries: Iterable[Entry], spec: Spec) -> tuple[tuple[Entry, ...
     for entry in entries:
         form = msgspec.structs.replace(entry, encoding=decoded_there(entry.encoding, entry.grid, traits))
         problem = None
-        if choice_of(entry.encoding).name == "weight_only":
+        if choice_of(entry.encoding).name in _STORED:
             elsewhere = traits.stores is not None and entry.site.op not in traits.stores
             problem = "it reads the weight in float" if elsewhere else _misfit(form, "weight", target, traits)
         if problem is None:

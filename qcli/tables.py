@@ -12,9 +12,11 @@ import numpy.typing as npt
 from qcli.blocks import across, interval_of, parts_of
 from qcli.formats._lloyd import scales_for
 from qcli.formats._table import Fitted, LearnedFormat, table_scale
+from qcli.formats._words import VectorFormat
 from qcli.levels import Cells
 from qcli.plugins import create
 from qcli.types import Array, Entry, FloatArray, Grid, Scale
+from qcli.vector_tables import vector_scale
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -22,11 +24,16 @@ _SAMPLE = 1 << 20
 """Of the weights that one table is learned from: as many as that, evenly spread."""
 
 
-def table_of(weight: FloatArray, entry: Entry, energies: Float64Array | None, *, thin: bool) -> Scale:
-    """The levels of a weight that are not evenly spaced: learned from it, or a table scaled to the entry's range."""
+def table_of(
+    weight: FloatArray, entry: Entry, energies: Float64Array | None, *, rows: int = 0, thin: bool = False
+) -> Scale:
+    """The levels of a weight that are not evenly spaced: learned from it, or a table scaled to the entry's range.
+
+    Vectors of weights lie in the rows that the weight has along the axis `rows`.
+    """
     number_format = create("formats", entry.grid.format)
     if isinstance(number_format, LearnedFormat):
-        return fitted_scale(weight, entry.grid, number_format, energies)
+        return fitted_scale(weight, entry.grid, number_format, energies, rows)
     find = partial(create("ranges", entry.range).interval, grid=entry.grid)
     interval, _ = interval_of(weight, entry.grid, find, thin=thin, energies=energies)
     scale: Scale = number_format.scale(interval, entry.grid)
@@ -34,12 +41,18 @@ def table_of(weight: FloatArray, entry: Entry, energies: Float64Array | None, *,
 
 
 def fitted_scale(
-    weight: FloatArray, grid: Grid, number_format: LearnedFormat, energies: Float64Array | None = None
+    weight: FloatArray,
+    grid: Grid,
+    number_format: LearnedFormat,
+    energies: Float64Array | None = None,
+    rows: int = 0,
 ) -> Scale:
     """The levels and scales of a weight. With `energies`, of its shape, each element counts that much instead of once.
 
     Groups with tables of their own are worked on some at a time; for a shared table, a sample of them is.
     """
+    if isinstance(number_format, VectorFormat):
+        return vector_scale(weight, grid, number_format, energies, rows)
     groups = list(_groups(weight, grid, energies)) if weight.ndim else []
     if number_format.shares(grid):
         sample = number_format.fit(*_sample(groups), grid)

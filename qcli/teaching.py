@@ -62,6 +62,7 @@ class _PartSolver(Solver):
             ready = [entries for entries in waiting if self._wants(entries[0]) <= measured]
             unseen += [entries[0].site.value for entries in ready if not self._informed(entries[0])]
             self.keep(ready)
+            self.known_moments.clear()
             waiting = [entries for entries in waiting if entries not in ready]
         self.statistics, self.learned, self.energies = whole, {}, {}
         if unseen:

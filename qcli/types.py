@@ -5,7 +5,7 @@ Shapes in this module use None for a dimension that is only known when samples a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -24,11 +24,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Deferred:
-    """An array that is computed each time it is needed and kept by nobody."""
+    """An array that is computed each time it is needed and kept by nobody.
+
+    `pieces`, where it is known, gives what a function makes of the elements, some at a time and in order, perhaps on
+    several threads. It sees integers of 8 bits or more, a multiple of eight of them in each piece but the last.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     make: Callable[[], Array]
+    pieces: Callable[[Callable[[Array], Array]], Iterator[Array]] | None = None
 
     @property
     def ndim(self) -> int:
@@ -254,6 +259,35 @@ class Interval(Noun, frozen=True, kw_only=True):
     upper: npt.NDArray[np.float64]
 
 
+class Vectors(Noun, frozen=True, kw_only=True):
+    """Codewords that stand for several weights at once: a weight of `shape` as rows of vectors.
+
+    `words` float32 [K, D]. The weight with axis `rows` first and the others flattened behind it is cut into vectors of
+    D; the last one of a row is filled up. So there are codes [shape[rows], n], n = ceil(size of a row / D). Where
+    errors do not all count alike, `counts` float32 [1 or shape[rows], n, D] says how much, 0 for what fills up.
+
+    Example: a Conv weight [64, 32, 3, 3] with rows along axis 0 and D = 4 has codes [64, 72].
+    """
+
+    words: FloatArray
+    rows: int
+    shape: tuple[int, ...]
+    counts: FloatArray | None = None
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.words.shape[1])
+
+    @property
+    def row_size(self) -> int:
+        """The weights of a row."""
+        return prod(self.shape) // self.shape[self.rows]
+
+    @property
+    def codes_shape(self) -> tuple[int, int]:
+        return self.shape[self.rows], -(-self.row_size // self.dimensions)
+
+
 class Scale(Noun, frozen=True, kw_only=True):
     """A grid made concrete: real = (code - zero_point) * scale, or levels[code] * scale where there are `levels`.
 
@@ -264,7 +298,8 @@ class Scale(Noun, frozen=True, kw_only=True):
 
     `levels` float32, ascending, are a table of any numbers: [K] for all codes, or [*scale.shape, K], one table for each
     scale. The zero points are 0 then, and so is the scale of what is all zero. `native` is ONNX's type of which the
-    levels are the numbers, as in `FLOAT8E4M3FN`, if there is one.
+    levels are the numbers, as in `FLOAT8E4M3FN`, if there is one. With `vectors` a code stands for several weights, so
+    that codes have a shape of their own; what it stands for is multiplied by the scale, which is that of the weight.
 
     Example: a Conv weight [64, 32, 3, 3] with one table of 16 entries and a scale for each channel has levels [16] and
     scale [64]; with a table for each channel, levels [64, 16].
@@ -281,3 +316,13 @@ class Scale(Noun, frozen=True, kw_only=True):
     units: FloatArray | None = None
     levels: FloatArray | None = None
     native: str | None = None
+    vectors: Vectors | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """True where codes are places in a table, of levels or of codewords."""
+        return self.levels is not None or self.vectors is not None
+
+    def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the codes of a weight of `shape`: its own, but for vectors."""
+        return shape if self.vectors is None else self.vectors.codes_shape

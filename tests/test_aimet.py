@@ -128,3 +128,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     failing = [*given, "--encodings", str(file), "--gate", "size.ratio < 0.01"]
     assert main(failing) == 1 and not file.exists()
     assert main([*failing, "--keep-failing"]) == 1 and file.exists()
+
+
+@pytest.mark.parametrize("grid", ["format: codebook", "format: {product: {dimensions: 2}}, bits: 4"])
+def test_places_in_a_table_are_left_out(grid: str) -> None:
+    """The format has no form for levels that are not evenly spaced, nor for vectors."""
+    found = document("int8-minmax", "1.0.0", f"rules=[{{match: {{op: Gemm, role: weight}}, grid: {{{grid}}}}}]")
+    assert "w4" not in by_name(found["param_encodings"]) and "w1" in by_name(found["param_encodings"])

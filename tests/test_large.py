@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,12 +16,12 @@ import pytest
 from models import assert_equal, assert_same, feeds_for, node, normal, proto_of, run, stream_for
 from onnx import helper, numpy_helper
 
-from qcli import blocks, validate
+from qcli import blocks, pieces, validate
 from qcli.cli import main
 from qcli.distribution import from_weights
 from qcli.errors import ResourceError, UsageError
 from qcli.graph import load_model, normalize_graph, on_disk
-from qcli.graph.on_disk import StoredTensor
+from qcli.graph.on_disk import StoredTensor, TurnedTensor
 from qcli.job import QuantizeJob
 from qcli.pipeline import calibrate_job, quantize
 from qcli.plugins import create
@@ -220,6 +221,41 @@ def test_what_it_writes_is_the_same(model: Path) -> None:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("finder", ["minmax", "mse"])
+@pytest.mark.parametrize("grid", ["int4, granularity: block, block: 16", "int8, granularity: channel"])
+def test_what_it_writes_does_not_depend_on_the_threads(
+    grid: str, finder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on how many rows are worked on at a time."""
+    monkeypatch.setattr(fold_constants, "_LARGE", 4000)
+    model = outside(computed_chain("Transpose"), tmp_path)
+    rule = f"rules=[{{match: {{role: weight}}, grid: {{format: {grid}}}, range: {finder}}}]"
+    contents = []
+    for threads, elements in ((1, 1 << 20), (1, 600), (3, 600)):
+        monkeypatch.setattr(pieces, "_ELEMENTS", elements)
+        quantized(model, settings=(rule,), threads=threads)
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_a_large_model_in_blocks_of_its_extrema_has_the_codes_of_a_small_one(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = "rules=[{match: {role: weight}, grid: {format: int4, granularity: block, block: 32}, range: minmax}]"
+    found = []
+    for bytes_ in (10_000, 1 << 30):
+        monkeypatch.setattr(on_disk, "LARGE_BYTES", bytes_)
+        quantized(model, settings=(rule,))
+        tensors = load_model(model.parent / "out" / "q.onnx").constants()
+        found.append({tensor.name: tensor.tobytes() for tensor in tensors})
+    assert found[0] == found[1]
+
+
+def test_its_file_is_hashed_beside_and_the_report_waits_for_it(model: Path) -> None:
+    content = b"".join(path.read_bytes() for path in (model, model.with_name("m.bin")))
+    assert quantized(model).model.sha256 == hashlib.sha256(content).hexdigest()  # type: ignore[union-attr]
+
+
 def test_with_less_than_usual_they_run_without_copies_and_without_latency(model: Path) -> None:
     report = quantized(model, max_memory=3 * WEIGHTS, latency=True)
     assert report.accuracy is not None and (report.accuracy.sqnr or 0) > 30
@@ -321,37 +357,43 @@ def test_the_command_line_reads_sizes(model: Path, monkeypatch: pytest.MonkeyPat
 # Steps
 
 
-def transposed_chain() -> onnx.ModelProto:
-    """Weights in Constant nodes behind Transposes, as some exporters leave them, and a small computed constant."""
+def computed_chain(operator: str) -> onnx.ModelProto:
+    """Weights in Constant nodes behind an operator, as some exporters leave them, and a small computed constant."""
     nodes: list[onnx.NodeProto] = []
     names = ["x", "h0", "h1", "y"]
     for index in range(3):
         tensor = numpy_helper.from_array(normal(index, SIZE, SIZE) / 8, f"c{index}")
         nodes.append(helper.make_node("Constant", [], [f"c{index}"], value=tensor))
-        nodes.append(node("Transpose", f"c{index}", f"t{index}"))
+        nodes.append(node(operator, f"c{index}", f"t{index}"))
         nodes.append(node("MatMul", f"{names[index]} t{index}", f"p{index}"))
         nodes.append(node("Mul", "half half", f"q{index}"))
         nodes.append(node("Mul", f"p{index} q{index}", names[index + 1]))
     return proto_of(nodes, {"x": ["n", SIZE]}, {"y": ["n", SIZE]}, {"half": np.array(0.5, np.float32)})
 
 
-def test_constants_are_folded_one_by_one_onto_the_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("operator", "parts", "kept"), [("Neg", [1, 1, 1, 3], StoredTensor), ("Transpose", [3], TurnedTensor)]
+)
+def test_constants_are_folded_one_by_one_onto_the_shelf_or_turned(
+    operator: str, parts: list[int], kept: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fold_constants, "_LARGE", 4000)
-    model = load_model(outside(transposed_chain(), tmp_path))
+    model = load_model(outside(computed_chain(operator), tmp_path))
     normalize_graph(model)
     read: list[int] = []
     original = model.constant_part
     monkeypatch.setattr(model, "constant_part", lambda *given: (read.append(len(given[0])), original(*given))[1])
     assert FoldConstants().run(model) == 6
-    assert sorted(read) == [1, 1, 1, 3]
+    assert sorted(read) == parts
     assert [item.op_type for item in model.nodes()] == ["MatMul", "Mul"] * 3
     weights = [item.inputs[1] for item in model.nodes() if item.op_type == "MatMul"]
-    assert all(isinstance(value.const_value, StoredTensor) for value in weights if value is not None)
-    assert_same(transposed_chain(), model)
+    assert all(isinstance(value.const_value, kept) for value in weights if value is not None)
+    assert_same(computed_chain(operator), model)
 
 
-def test_such_a_model_is_quantized_whole(tmp_path: Path) -> None:
-    report = quantized(outside(transposed_chain(), tmp_path))
+@pytest.mark.parametrize("operator", ["Neg", "Transpose"])
+def test_such_a_model_is_quantized_whole(operator: str, tmp_path: Path) -> None:
+    report = quantized(outside(computed_chain(operator), tmp_path))
     assert report.plan is not None and report.plan.entries == 3
     assert report.accuracy is not None and (report.accuracy.sqnr or 0) > 30
 

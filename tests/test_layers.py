@@ -46,6 +46,7 @@ LAYERS = {
     "where channels lie": (
         "axes",
         "shifts",
+        "vectors",
     ),
     "levels": ("levels",),
     "knowledge": (
@@ -60,10 +61,12 @@ LAYERS = {
         "storage_roles",
         "scale_forms",
         "ties",
+        "pieces",
     ),
     "what follows from it": (
         "granularity",
         "conversion",
+        "quick_blocks",
         "blocks",
     ),
     "formats, stats, samples": (
@@ -95,6 +98,9 @@ LAYERS = {
         "halves",
         "half_nodes",
         "scales",
+        "vector_rows",
+        "vector_tables",
+        "tails",
     ),
     "sweep by sweep": ("by_parts",),
     "parts of a stage": (
@@ -117,6 +123,7 @@ LAYERS = {
         "comparison",
         "trial",
         "energies",
+        "learn_weight",
         "storage",
         "benching.peak",
     ),
@@ -150,6 +157,7 @@ LAYERS = {
         "learnable",
         "aimet",
         "teaching",
+        "small_floats",
     ),
     "learning in place": (
         "held_out",

@@ -120,6 +120,18 @@ def test_without_a_profile_the_warning_is_shorter(quantized_mlp: Path, monkeypat
     assert warning.startswith("the quantized model is slower than the float one (0.50x): 'qcli tune")
 
 
+@pytest.mark.parametrize("ratio", [0.985, 0.995, 1.0])
+def test_the_clock_does_not_know_better(ratio: float, quantized_mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(ratio, monkeypatch)
+    assert list(slower(judged(quantized_mlp))) == []
+
+
+def test_stored_weights_are_not_promised_to_be_faster(quantized_mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(0.5, monkeypatch)
+    [warning] = slower(judged(quantized_mlp), multiplied=False)
+    assert "(0.50x)" in warning and "save bytes, not time" in warning and "tune" not in warning
+
+
 def test_validate_warns_too(quantized_mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(0.5, monkeypatch)
     job = CompareJob(float_model=model_path("mlp"), compressed=quantized_mlp, evaluation=dataset("mlp").root)

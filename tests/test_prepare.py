@@ -191,3 +191,13 @@ def test_a_step_that_changed_nothing_is_not_judged() -> None:
 def test_without_samples_nobody_judges() -> None:
     left, _, asked = prepared([], [2.0], samples=False)
     assert left == pytest.approx(2.0) and asked == 0
+
+
+@pytest.mark.parametrize(("count", "skipped"), [(1, True), (3, True), (4, False)])
+def test_steps_that_are_judged_need_samples_to_be_judged_on(count: int, skipped: bool) -> None:
+    """Two samples in each half are the least that can teach and judge; what would go unjudged is left alone."""
+    model = wrapped(proto_of([node("MatMul", "x w", "y")], {"x": [4, 16]}, {"y": None}, {"w": normal(0, 16, 16)}))
+    watch = Watch()
+    prepare(model, 17, ("normalize", "smooth", "equalize"), stream_for(model, count), watch)
+    text = "step '{}' needs 4 samples or more and was skipped"
+    assert watch.warnings == ([text.format("smooth"), text.format("equalize")] if skipped else [])

@@ -124,6 +124,21 @@ def test_a_table_that_packed_codes_choose_from(tmp_path: Path) -> None:
     assert storage.bits_per_weight == 8 * (256 + 64 + 32) / 512
 
 
+@pytest.mark.parametrize(("preset", "most"), [("ternary", 3.0), ("binary", 2.5)])
+def test_a_byte_that_holds_several_codes_counts_as_several_weights(preset: str, most: float, tmp_path: Path) -> None:
+    """Else a file of less than two bits a weight would report eight."""
+    net = proto_of([node("MatMul", "x w", "y")], {"x": ["n", 301]}, {"y": None}, {"w": normal(0, 301, 301)})
+    coarse = f"rules=[{{match: {{role: weight}}, grid: {{format: {preset}, granularity: channel}}}}]"
+    job = QuantizeJob(
+        model=saved(net, tmp_path / "m.onnx"), recipe=preset, settings=(coarse,), output=tmp_path / "q.onnx",
+        latency=False,
+    )  # fmt: skip
+    quantize(job)
+    storage = stored(tmp_path / "q.onnx")
+    assert storage.weights is not None and 0 <= storage.weights - 301 * 301 < 8
+    assert storage.bits_per_weight is not None and 1 < storage.bits_per_weight < most
+
+
 def test_rows_of_codes_that_are_decoded_as_the_model_runs(tmp_path: Path) -> None:
     codes = np.zeros((100, 8), np.int8)
     nodes = [

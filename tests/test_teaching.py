@@ -9,15 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from decoders import count_as_large, decoder_in
+from decoders import SHAPE, count_as_large, decoder_in
 from models import node, normal, proto_of
 
-from qcli import by_parts, learn
+from qcli import by_parts, learn_weight
 from qcli.errors import InputError, NothingToDoError, ResourceError
 from qcli.graph import load_model
 from qcli.job import QuantizeJob
 from qcli.pipeline import calibrate_job, quantize
 from qcli.report import Report
+from qcli.roundings import _quadratic
 from qcli.statistics import Statistics
 from qcli.types import Array, Deferred
 from qcli.watch import Watch
@@ -98,6 +99,26 @@ def test_the_same_bytes_on_any_number_of_threads(folder: Path, monkeypatch: pyte
     assert contents[0] == contents[1]
 
 
+def test_rows_of_a_wide_matrix_learn_on_several_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count_as_large(monkeypatch)
+    monkeypatch.setattr(learn_weight, "_AT_ONCE", 5_000)
+    alone, beside = (made(folder, rule("{gptq: {refit: 1}}"), threads=threads) for threads in (1, 3))
+    assert_alike(alone.constants, beside.constants)
+
+
+def test_weights_with_one_input_share_what_is_computed_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries, keys and values; gate and up; what the attention mixed; what goes down: four for each layer."""
+    count_as_large(monkeypatch)
+    computed: list[int] = []
+    original = _quadratic.inverse_factor
+    monkeypatch.setattr(
+        _quadratic, "inverse_factor", lambda products: (computed.append(len(products)), original(products))[1]
+    )
+    found = made(folder, rule("gptq"))
+    assert found.report.plan is not None and found.report.plan.entries > 14
+    assert len(computed) == 4 * SHAPE.layers + 1, "and one for the logits"
+
+
 def test_sequential_roundings_learn_from_the_float_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer after layer would run the whole model once for each."""
     count_as_large(monkeypatch)
@@ -107,7 +128,7 @@ def test_sequential_roundings_learn_from_the_float_model(folder: Path, monkeypat
 
 def test_output_channels_of_a_wide_matrix_learn_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made(folder, rule("gptq"))
-    monkeypatch.setattr(learn, "_AT_ONCE", 5_000)
+    monkeypatch.setattr(learn_weight, "_AT_ONCE", 5_000)
     parts = made(folder, rule("gptq"))
     differing = sum(int((array != parts.constants[name]).sum()) for name, array in whole.constants.items())
     assert differing <= 1e-3 * sum(array.size for array in whole.constants.values())
@@ -116,7 +137,7 @@ def test_output_channels_of_a_wide_matrix_learn_some_at_a_time(folder: Path, mon
 @pytest.mark.parametrize("grid", ["{format: int4, granularity: channel}", "{format: int8, granularity: tensor}"])
 def test_channels_and_whole_tensors_are_joined_again(folder: Path, grid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made(folder, rule("gptq", grid=grid))
-    monkeypatch.setattr(learn, "_AT_ONCE", 5_000)
+    monkeypatch.setattr(learn_weight, "_AT_ONCE", 5_000)
     parts = made(folder, rule("gptq", grid=grid))
     assert_alike({name: array.shape for name, array in whole.constants.items()}, _shapes(parts.constants))  # type: ignore[arg-type]
     assert whole.report.accuracy is not None and parts.report.accuracy is not None

@@ -221,7 +221,8 @@ def decoded(entry: Entry, solution: Solution) -> Array | Deferred:
     codes, scale = solution.codes[key], solution.scales[key]
     decode = _bias if entry.site.role is Role.BIAS else create("formats", entry.grid.format).decode
     if isinstance(codes, Deferred):
-        return Deferred(codes.shape, "float32", lambda: decode(np.asarray(codes), scale))
+        shape = codes.shape if scale.vectors is None else scale.vectors.shape
+        return Deferred(shape, "float32", lambda: decode(np.asarray(codes), scale))
     real: Array = decode(codes, scale)
     return real
 

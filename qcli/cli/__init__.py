@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -82,11 +83,16 @@ def _options(
     pass
 
 
+_COLLECTED_AFTER = (10_000, 20, 100)
+"""How often Python looks for garbage: graphs are many small objects, and going through all of them again takes time."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program with `arguments` (sys.argv's by default) and returns its exit code."""
     os.environ.setdefault(_TELEMETRY_OFF, "1")
     if isinstance(sys.stderr, TextIOWrapper):
         sys.stderr.reconfigure(errors="replace")
+    gc.set_threshold(*_COLLECTED_AFTER)
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
 
     def work() -> int:

@@ -40,7 +40,7 @@ def tune(
         typer.Option(
             "--metric",
             metavar="NAME|FILE.py",
-            help="What accuracy is: sqnr, agreement, top1, or a file with a function of yours.",
+            help="What accuracy is: sqnr, agreement, top1, perplexity, or a file with a function of yours.",
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,7 @@ import numpy as np
 from qcli.costs.nouns import EIGHT_BITS, INTEGER_INPUT, KernelKey, Mode, Operand, WeightForm
 from qcli.graph import Node, Value, constant_of, is_constant, sole_consumer
 from qcli.layers import LAYERS, weight_operands
-from qcli.placement import bias_operand, joins_bias
+from qcli.tails import bias_operand, joins_bias
 from qcli.targets.ort_cpu import OrtCpu
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -41,6 +41,11 @@ class Coded:
         return value
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight, which is that of its codes but for vectors."""
+        return self.codes.shape if self.scale.vectors is None else self.scale.vectors.shape
+
+    @property
     def name(self) -> str:
         return self.value.name or f"{self.node.name}_{self.operand}"
 
@@ -154,7 +159,7 @@ def fetches_rows(coded: Coded) -> bool:
     node, scale = coded.node, coded.scale
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
     plain = scale.block is not None or not scale.zero_point.any()
-    along = scale.axis in (None, coded.codes.ndim - 1) and plain and coded.codes.ndim > 1
+    along = scale.axis in (None, len(coded.shape) - 1) and plain and len(coded.shape) > 1
     return node.op_type == "Gather" and coded.operand == 0 and axis == 0 and along
 
 

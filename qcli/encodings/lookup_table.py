@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -11,11 +10,12 @@ import numpy as np
 from qcli.contracts import along
 from qcli.encodings._coarse import coarse
 from qcli.encodings._digits import as_digits, digit_table
+from qcli.encodings._lines import Lines
+from qcli.encodings._native import as_numbers, type_of
 from qcli.encodings._weights import Coded, Pool, block_numbers, fetches_rows, home_of
+from qcli.encodings._words import can_fetch, fetched_rows, whole_weight
 from qcli.graph import (
     DataType,
-    Graph,
-    Node,
     Value,
     add_initializer,
     add_packed,
@@ -23,11 +23,9 @@ from qcli.graph import (
     graph_of,
     insert_before,
     make_node,
-    native_type,
     packed_opset,
     packed_type,
     replace_value,
-    share_initializer,
 )
 from qcli.levels import digits_of
 from qcli.types import Array, Deferred, FloatArray, Scale
@@ -40,7 +38,8 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     `decode: load` writes Cast, Gather and Mul, which onnxruntime computes once when it loads the model: the speed and
     the memory of the float model. `decode: run` puts a DequantizeLinear in front, which onnxruntime never folds: the
     weights stay packed in memory and are decoded at every run, which is slow. Rows that a Gather fetches are decoded
-    behind it, in both cases. Numbers of an 8-bit float type need no table: they are stored as such.
+    behind it, in both cases. Numbers of an 8-bit float type need no table: they are stored as such. Codes of vectors
+    fetch whole codewords, which a Reshape and, unless the rows of the weight come first, a Transpose put into place.
     """
 
     decode: Literal["load", "run"] = "load"
@@ -54,13 +53,15 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return max(run if self.decode == "run" else 7, packed_opset(bits) if self.pack else 1)
 
     def opset_of(self, entries: int, bits: int, granularity: str) -> int:
-        """The same for a number of levels, since two or three of them need no packed type."""
-        return self.min_opset(_BYTE if digits_of(entries) else bits, granularity)
+        """The same for a number of levels: two or three of them need no packed type but a Slice with ends as inputs."""
+        if not (self.pack and digits_of(entries)):
+            return self.min_opset(bits, granularity)
+        return max(_SLICE, self.min_opset(_BYTE, granularity))
 
     def write(self, weights: tuple[Coded, ...], pool: Pool) -> None:
         """Rewrites the operands of one node."""
         for coded in weights:
-            if coded.scale.block is None and fetches_rows(coded):
+            if coded.scale.block is None and fetches_rows(coded) and can_fetch(coded):
                 self._gather(coded, pool)
             else:
                 key = (id(home_of(coded)), coded.name, id(coded.codes), self.decode, "table")
@@ -70,14 +71,18 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def _decoded(self, coded: Coded) -> Value:
         """The weight's real value, in the graph that holds the weight: bodies share it, and a Loop decodes once."""
         home = home_of(coded)
-        lines = _Lines(home, enclosing_node(home, coded.node), coded.name)
+        lines = Lines(home, enclosing_node(home, coded.node), coded.name)
         if coded.scale.native is not None:
-            return self._of_native(coded, native_type(coded.scale.native), lines)
-        return _real(coded, self._places(coded, lines, run=self.decode == "run"), lines)
+            return self._of_native(coded, lines)
+        places = self._places(coded, lines, run=self.decode == "run")
+        if coded.scale.vectors is not None:
+            return _scaled(coded, whole_weight(coded, places, lines), lines)
+        return _real(coded, places, lines)
 
-    def _of_native(self, coded: Coded, kind: DataType, lines: _Lines) -> Value:
+    def _of_native(self, coded: Coded, lines: Lines) -> Value:
         """From numbers of a type that ONNX has."""
-        stored = add_initializer(lines.graph, f"{coded.name}_q", _numbers(coded.codes, coded.scale, kind), kind)
+        known = as_numbers(coded.codes, coded.scale)
+        stored = add_initializer(lines.graph, f"{coded.name}_q", known, type_of(coded.scale))
         if self.decode == "run":
             attributes = {} if coded.scale.axis is None else {"axis": coded.scale.axis}
             if coded.scale.block is not None:
@@ -86,7 +91,7 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             return lines.add("DequantizeLinear", [stored, _stored_steps(coded.scale, steps, lines)], "dq", attributes)
         return _scaled(coded, lines.add("Cast", [stored], "cast", _TO_FLOAT), lines)
 
-    def _places(self, coded: Coded, lines: _Lines, *, run: bool) -> Value:
+    def _places(self, coded: Coded, lines: Lines, *, run: bool) -> Value:
         """The places in the table as integers, or as floats where something must keep them from being folded."""
         codes, entries = coded.codes, coded.scale.highest + 1
         if self.pack and digits_of(entries):
@@ -108,14 +113,18 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "Gather", node.inputs, name=f"{node.name}_codes", output=f"{out.name}_codes", attributes={"axis": 0}
         )
         insert_before(node, rows, graph)
-        real = _real(coded, rows.outputs[0], _Lines(graph, node, out.name or coded.name))
+        lines = Lines(graph, node, out.name or coded.name)
+        if coded.scale.vectors is not None:
+            real = _scaled(coded, fetched_rows(coded, rows.outputs[0], lines), lines)
+        else:
+            real = _real(coded, rows.outputs[0], lines)
         replace_value(graph, out, real)
         graph.remove(node, safe=True)
 
     def _bytes(self, coded: Coded) -> Value:
         """The places as bytes, which are unpacked once when the model is loaded."""
         home = home_of(coded)
-        lines = _Lines(home, enclosing_node(home, coded.node), coded.name)
+        lines = Lines(home, enclosing_node(home, coded.node), coded.name)
         places = self._places(coded, lines, run=False)
         if places.dtype is None or places.dtype == DataType.UINT8:
             return places
@@ -123,38 +132,12 @@ class LookupTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 _BYTE = 8
+_SLICE = 10
 _TO_FLOAT = {"to": DataType.FLOAT.value}
 _TO_PLACE = {"to": DataType.INT32.value}
 
 
-class _Lines:
-    """Writes nodes in front of a reader, named after the weight that they decode."""
-
-    def __init__(self, graph: Graph, reader: Node, name: str) -> None:
-        self.graph = graph
-        self.name = name
-        self._reader = reader
-
-    def add(
-        self, operator: str, inputs: list[Value], suffix: str, attributes: Mapping[str, Any] | None = None
-    ) -> Value:
-        name = f"{self.name}_{suffix}"
-        node = make_node(operator, inputs, name=name, output=name, attributes=attributes)
-        insert_before(self._reader, node, self.graph)
-        return node.outputs[0]
-
-    def constant(self, suffix: str, array: Array | Deferred) -> Value:
-        return add_initializer(self.graph, f"{self.name}_{suffix}", array)
-
-    def shared(self, name: str, array: Array) -> Value:
-        return share_initializer(self.graph, name, array)
-
-    def unfolded(self, codes: Value) -> Value:
-        """The codes as floats behind a node that onnxruntime never computes in advance."""
-        return self.add("DequantizeLinear", [codes, self.shared("table_one", np.ones((), np.float32))], "kept")
-
-
-def _undone(codes: Array | Deferred, base: int, lines: _Lines, *, run: bool) -> Value:
+def _undone(codes: Array | Deferred, base: int, lines: Lines, *, run: bool) -> Value:
     """Codes that are stored as the digits of bytes, uint8 in their shape."""
     stored = lines.constant("q", as_digits(codes, base))
     numbers = lines.add("Cast", [lines.unfolded(stored) if run else stored], "bytes", _TO_PLACE)
@@ -166,7 +149,7 @@ def _undone(codes: Array | Deferred, base: int, lines: _Lines, *, run: bool) -> 
     return lines.add("Reshape", [digits, lines.constant("shape", np.array(codes.shape, np.int64))], "places")
 
 
-def _real(coded: Coded, places: Value, lines: _Lines) -> Value:
+def _real(coded: Coded, places: Value, lines: Lines) -> Value:
     """What the places stand for, in whatever shape they have."""
     scale = coded.scale
     if scale.levels is None:
@@ -178,7 +161,7 @@ def _real(coded: Coded, places: Value, lines: _Lines) -> Value:
     return _scaled(coded, levels, lines)
 
 
-def _first_places(coded: Coded, lines: _Lines) -> Value:
+def _first_places(coded: Coded, lines: Lines) -> Value:
     """Where the table of each channel or block begins, in a shape that broadcasts against the codes."""
     scale = coded.scale
     sizes = np.asarray(scale.levels).shape
@@ -198,20 +181,20 @@ def _broadcasting(spread: Array) -> Array:
     return spread
 
 
-def _scaled(coded: Coded, levels: Value, lines: _Lines) -> Value:
+def _scaled(coded: Coded, levels: Value, lines: Lines) -> Value:
     """The levels times the scale, which is left out where it is 1."""
     scale = coded.scale
     if (scale.scale == 1).all():
         return levels
     if scale.block is None:
-        steps = _broadcasting(along(scale, coded.codes.shape)[0])
+        steps = _broadcasting(along(scale, coded.shape)[0])
         return lines.add("Mul", [levels, lines.constant("scale", steps)], "real")
     stored = _stored_steps(scale, scale.scale, lines)
     repeated = lines.add("Gather", [stored, block_numbers(coded)], "steps", {"axis": scale.axis})
     return lines.add("Mul", [levels, repeated], "real")
 
 
-def _stored_steps(scale: Scale, steps: FloatArray, lines: _Lines) -> Value:
+def _stored_steps(scale: Scale, steps: FloatArray, lines: Lines) -> Value:
     """The scales, a byte each where a small float type holds them."""
     small = coarse(steps)
     if small is None:
@@ -221,12 +204,3 @@ def _stored_steps(scale: Scale, steps: FloatArray, lines: _Lines) -> Value:
     if small.factor == 1:
         return floats
     return lines.add("Mul", [floats, lines.constant("factor", np.array(small.factor, np.float32))], "scale_real")
-
-
-def _numbers(codes: Array | Deferred, scale: Scale, kind: DataType) -> Array | Deferred:
-    """The codes as numbers of a type that ONNX has."""
-    numbers = np.asarray(scale.levels).astype(kind.numpy())
-    if not isinstance(codes, Deferred):
-        return np.asarray(numbers[codes])
-    make = codes.make
-    return Deferred(codes.shape, numbers.dtype.name, lambda: np.asarray(numbers[make()]))

@@ -7,6 +7,7 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
+from qcli.encodings._native import Decode, decoded_numbers, through_type
 from qcli.encodings._weights import Coded, Pool, dequantized
 from qcli.graph import Graph, Value, add_initializer, graph_of, insert_after, make_node, packed_opset, share_initializer
 from qcli.types import Array, Scale
@@ -16,10 +17,14 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Static quantization in standard ONNX: any conforming runtime computes the same.
 
     With `pack`, weights of two to four bits are stored as such, behind a Cast to 8 bits that onnxruntime computes once;
-    without, in 8 bits each, for runtimes that do not fold it.
+    without, in 8 bits each, for runtimes that do not fold it. `decode` is about
+    weights in floats of eight bits: `run` writes DequantizeLinear, as compilers for hardware that multiplies them look
+    for it; `shielded` a Sum of one operand behind it, without which onnxruntime takes a MatMul of two DequantizeLinear
+    for one of integers and does not load it; `load` a Cast and a Mul, which onnxruntime computes once.
     """
 
     pack: bool = True
+    decode: Decode = "run"
     calibrated: ClassVar[bool] = True
     multiplies: ClassVar[bool] = True
 
@@ -36,6 +41,8 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             coded.node.replace_input_with(coded.operand, real)
 
     def _real(self, coded: Coded, pool: Pool) -> Value:
+        if coded.scale.native is not None:
+            return decoded_numbers(coded, pool, self.decode)
         return dequantized(coded, pool, coded.node, pack=self.pack)
 
     def activation(self, graph: Graph, source: Value, name: str, scale: Scale) -> Value:
@@ -43,8 +50,10 @@ class Qdq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
         QuantizeLinear saturates at the ends of its type. Where the grid has fewer levels a Clip does: of the codes, so
         that integer kernels still stand on both sides of it, or of the values where the codes have 16 bits, for which
-        onnxruntime has no Clip.
+        onnxruntime has no Clip. Floats of eight bits saturate at their largest numbers.
         """
+        if scale.native is not None:
+            return through_type(graph, source, name, scale)
         info, steps, zero = np.iinfo(scale.dtype), _steps(graph, name, scale), _zero(graph, scale)
         clips = (scale.lowest, scale.highest) != (info.min, info.max)
         if clips and info.bits > _BYTE:

@@ -17,8 +17,8 @@ _SMALLEST_SCALE = np.finfo(np.float32).tiny * 2.0**8
 
 _BYTE = 8
 
-_PIECE = 1 << 16
-"""Values that are encoded at a time: their temporaries stay in the cache."""
+_PIECE = 1 << 18
+"""Values that are encoded at a time: their temporaries stay near, and threads that do so seldom meet."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -77,9 +77,11 @@ class IntegerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         else:
             exact = (upper - lower) / (highest - lowest)
             zero_point = np.rint(lowest - lower / _storable(exact)).clip(lowest, highest).astype(np.int64)
-        farthest = np.maximum(highest - zero_point, zero_point - lowest)
+        steps = _storable(exact)
+        if steps.max(initial=0.0) > _LARGEST / (2 * (highest - lowest)):  # else no level comes near
+            steps = _finite(steps, np.maximum(highest - zero_point, zero_point - lowest))
         return Scale(
-            scale=_finite(_storable(exact), farthest),
+            scale=steps,
             zero_point=zero_point,
             axis=grid.axis if grid.granularity != "tensor" else None,
             block=grid.block if grid.granularity == "block" else None,

@@ -69,6 +69,11 @@ class TableFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many levels there are."""
         return 1 << self.bits(grid)
 
+    @property
+    def weights_per_code(self) -> int:
+        """How many weights a code stands for."""
+        return 1
+
     def side_bits(self, grid: Grid, scales: int) -> int:
         """The bits that tables and scales take in a file, for a grid of so many scales."""
         return FLOAT_BITS * (self.entries(grid) + scales)

@@ -8,6 +8,7 @@ import logging
 from qcli.graph.bounds import check_sizes
 from qcli.graph.edit import (
     add_initializer,
+    add_turned,
     constant_of,
     data_consumers,
     enclosing_node,
@@ -23,6 +24,7 @@ from qcli.graph.edit import (
     share_initializer,
     sole_consumer,
 )
+from qcli.graph.finite import is_finite
 from qcli.graph.float32 import compute_in_float32, float32_form, other_floats
 from qcli.graph.half import KINDS as _KINDS
 from qcli.graph.half import compute_in_half
@@ -60,6 +62,7 @@ __all__ = [
     "add_initializer",
     "add_packed",
     "add_switch",
+    "add_turned",
     "cannot_raise",
     "check_sizes",
     "choose_operand",
@@ -81,6 +84,7 @@ __all__ = [
     "insert_after",
     "insert_before",
     "is_constant",
+    "is_finite",
     "is_packed",
     "load_model",
     "make_node",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcli.graph.on_disk import tensor_of
+from qcli.graph.on_disk import StoredTensor, TurnedTensor, tensor_of
 from qcli.types import Array, Deferred
 
 
@@ -55,6 +55,24 @@ def add_initializer(graph: ir.Graph, name: str, array: Array | Deferred, dtype: 
     tensor = tensor_of(graph, array, dtype)
     tensor.name = unique
     value = ir.Value(name=unique, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def add_turned(graph: ir.Graph, old: ir.Value, constant: ir.Value, axes: tuple[int, ...]) -> ir.Value | None:
+    """The transpose of a constant that stays in its file, as a constant that takes no room and the name of `old`.
+
+    None for any other constant.
+    """
+    source = constant.const_value
+    if not isinstance(source, StoredTensor) or constant.is_graph_input():
+        return None
+    name = old.name or "constant"
+    old.name = f"{name}_folded"
+    unique = free_name(graph, name)
+    tensor = TurnedTensor(source, axes)
+    tensor.name = unique
+    value = ir.Value(name=unique, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
 

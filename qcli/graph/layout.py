@@ -20,7 +20,8 @@ Key = tuple[int, str]
 class StoredConstant:
     """A constant: its type as numpy names it, its elements, and the bytes of its data in the model file itself.
 
-    `piece` is where its data lies if it is outside: file, first byte and the byte behind the last one.
+    `piece` is where its data lies if it is outside: file, first byte and the byte behind the last one. `columns` are
+    the elements that lie behind one index along the first axis.
     """
 
     key: Key
@@ -28,6 +29,7 @@ class StoredConstant:
     elements: int
     inside: int
     piece: tuple[str, int, int] | None = None
+    columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ class _Reader:
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         piece = self._piece(tensor, kind) if external and key[0] not in self._functions else None
         inside = 0 if external else _payload(tensor)
-        self._layout.constants.append(StoredConstant(key, dtype, prod(tensor.dims), inside, piece))
+        columns = prod(tensor.dims[1:])
+        self._layout.constants.append(StoredConstant(key, dtype, prod(tensor.dims), inside, piece, columns))
 
     def _piece(self, tensor: onnx.TensorProto, kind: ir.DataType) -> tuple[str, int, int]:
         said = {entry.key: entry.value for entry in tensor.external_data}

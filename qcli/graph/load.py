@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 from qcli.errors import InputError, UnsupportedError
 from qcli.graph import on_disk
 from qcli.graph.bounds import check_claims
+from qcli.graph.digest import FileDigest, digest_of
 from qcli.graph.model import Model
 from qcli.graph.sparse import densify
 
@@ -37,9 +37,10 @@ def load_model(path: Path) -> Model:
     densify(path, proto)
     external = tuple(_external_files(path, proto))
     large = sum(_length(path, tensor, _fields(tensor)) for tensor in _external(proto)) > on_disk.LARGE_BYTES
+    digest = FileDigest(content, external) if large else digest_of(content, external)
     _embed(path, proto, on_disk.STORED_BYTES if large else None)
     _refuse_what_would_be_lost(path, proto)
-    model = Model(_to_ir(path, proto), path, _digest(content, external))
+    model = Model(_to_ir(path, proto), path, digest)
     if large:
         _keep_stored(model, path.parent)
     _check_connected(path, model)
@@ -163,17 +164,13 @@ def _embed(path: Path, proto: onnx.ModelProto, limit: int | None) -> None:
     for tensor in _external(proto):
         fields = _fields(tensor)
         length = _length(path, tensor, fields)
-        if limit is not None and length >= limit and ir.DataType(tensor.data_type).bitwidth >= _WHOLE_BITS:
+        if limit is not None and length >= limit:
             continue
         with (path.parent / fields["location"]).open("rb") as stream:
             stream.seek(_number(path, tensor, fields, "offset"))
             tensor.raw_data = stream.read(length)
         tensor.ClearField("external_data")
         tensor.data_location = onnx.TensorProto.DEFAULT
-
-
-_WHOLE_BITS = 8
-"""Elements of fewer bits are packed, which a map of the file does not undo."""
 
 
 def _keep_stored(model: Model, folder: Path) -> None:
@@ -214,15 +211,6 @@ def _confined(path: Path, folder: Path, location: str) -> Path:
     if not resolved.is_file():
         raise InputError(f"external data '{location}' of '{path}' is missing", "copy it beside the model")
     return resolved
-
-
-def _digest(content: bytes, external: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256(content)
-    for file in external:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_connected(path: Path, model: Model) -> None:

@@ -6,16 +6,18 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, TopologicalSortPass
 
 from qcli.contracts import InputSpec
+from qcli.graph.digest import FileDigest
 from qcli.graph.edit import forget_names
 from qcli.graph.infer import dimensions
 from qcli.graph.on_disk import StoredTensor, blocks_of, is_large
 from qcli.graph.taps import expose
-from qcli.graph.weightless import divided, embed, placeholder, point_to, weightless
+from qcli.graph.weightless import divided, embed, is_plain, placeholder, point_to, weightless
 from qcli.types import Runnable
 
 DataType = ir.DataType
@@ -33,12 +35,17 @@ WEIGHTS_ALONE = 4
 
 
 class Model:
-    """A graph with its file of origin. `sha256` is the digest of the file, external data included."""
+    """A graph with its file of origin."""
 
-    def __init__(self, ir_model: ir.Model, path: Path | None = None, sha256: str = "") -> None:
+    def __init__(self, ir_model: ir.Model, path: Path | None = None, sha256: str | FileDigest = "") -> None:
         self.ir = ir_model
         self.path = path
-        self.sha256 = sha256
+        self._sha256 = sha256
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the file, external data included; of a large model it may take a while to come."""
+        return self._sha256 if isinstance(self._sha256, str) else self._sha256.value()
 
     @property
     def graph(self) -> Graph:
@@ -82,7 +89,7 @@ class Model:
 
     def copy(self) -> Model:
         """An independent graph that shares the (immutable) weight arrays."""
-        copy = Model(self.ir.clone(), self.path, self.sha256)
+        copy = Model(self.ir.clone(), self.path, self._sha256)
         for graph in copy.graphs():
             forget_names(graph)  # a clone shares the notes of its source, and would take names from it
         return copy
@@ -117,7 +124,7 @@ class Model:
                 point_to(tensor, stored.location, stored.offset)
         embed(proto, inside)
         folder = str(self.path.parent.resolve()) if self.path is not None else ""
-        found = {name: tensor.numpy() for name, tensor in arrays.items()}
+        found = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in arrays.items()}
         expose(proto, extra_outputs)
         return Runnable(bytes(proto.SerializeToString(deterministic=True)), folder, found)
 
@@ -141,12 +148,13 @@ class Model:
         values = {value.name or "": value for node in nodes for value in node.inputs if value is not None}
         needed = {name: value.const_value for name, value in values.items() if value.const_value is not None}
         _, outside = divided(needed) if self.large else ({}, {})
-        outside |= {name: tensor for name, tensor in needed.items() if isinstance(tensor, StoredTensor)}
+        stored = {name: tensor for name, tensor in needed.items() if isinstance(tensor, StoredTensor)}
+        outside |= {name: tensor for name, tensor in stored.items() if is_plain(tensor)}
         for name, constant in needed.items():
             tensor = ir.to_proto(placeholder(name, constant) if name in outside else constant)
             tensor.name = name
             proto.graph.initializer.append(tensor)
-        arrays = {name: tensor.numpy() for name, tensor in outside.items()}
+        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in outside.items()}
         return Runnable(bytes(proto.SerializeToString()), arrays=arrays)
 
     def remove_unused(self) -> bool:

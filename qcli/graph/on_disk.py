@@ -11,13 +11,15 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qcli.errors import InputError
+from qcli.graph.bits import packed
 from qcli.types import Array, Deferred
 
 STORED_BYTES = 1 << 20
@@ -27,6 +29,7 @@ LARGE_BYTES = 1 << 28
 """A model with more external data than this is large: its weights, and what is computed in their place, stay stored."""
 
 _BLOCK = 1 << 22
+_BYTE = 8
 _SHELF = "qcli.shelf"
 """Where the graph of a large model keeps the shelf for its new weights."""
 
@@ -37,7 +40,7 @@ class StoredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
     def __init__(
         self, source: Path | IO[bytes], offset: int, dtype: ir.DataType, shape: ir.Shape, *, location: str = ""
     ) -> None:
-        super().__init__(lambda: ir.Tensor(self._mapped(), dtype=dtype), dtype, shape)
+        super().__init__(self._read, dtype, shape)
         self.source = source
         self.offset = offset
         self.location = location
@@ -53,11 +56,14 @@ class StoredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
                     raise ValueError("it is cut short")
             yield block
 
-    def _mapped(self) -> Array:
-        shape = tuple(self.shape.numpy())
+    def _read(self) -> ir.TensorProtocol:
+        if self.dtype.bitwidth < _BYTE:
+            return ir.PackedTensor(self._mapped(np.dtype(np.uint8), (self.nbytes,)), self.dtype, shape=self.shape)
+        return ir.Tensor(self._mapped(self.dtype.numpy(), tuple(self.shape.numpy())), dtype=self.dtype)
+
+    def _mapped(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         with self._readable():
-            mapped = np.memmap(self.source, self.dtype.numpy(), mode="r", offset=self.offset, shape=shape)
-        return np.asarray(mapped)
+            return np.asarray(np.memmap(self.source, dtype, mode="r", offset=self.offset, shape=shape))
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -72,6 +78,33 @@ class StoredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
 def _opened(source: Path | IO[bytes]) -> IO[bytes]:
     """The file, or an open one once more, so that closing it does not close the first."""
     return source.open("rb") if isinstance(source, Path) else open(source.fileno(), "rb", closefd=False)
+
+
+class DeferredTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
+    """A tensor that is computed each time it is read."""
+
+    def __init__(self, array: Deferred, dtype: ir.DataType) -> None:
+        super().__init__(lambda: ir.Tensor(array.make()), dtype, ir.Shape(array.shape))
+        self._pieces = array.pieces
+
+    def blocks(self) -> Iterator[bytes | memoryview]:
+        """The bytes of one piece after the other, where there are any."""
+        if self._pieces is None:
+            yield self.tobytes()
+            return
+        for piece in self._pieces(partial(packed, bits=self.dtype.bitwidth)):
+            yield piece.data.cast("B")
+
+
+class TurnedTensor(ir.LazyTensor):  # type: ignore[misc, unused-ignore]
+    """The transpose of a tensor that lies in a file: a view, which takes no room of its own."""
+
+    def __init__(self, source: ir.TensorProtocol, axes: tuple[int, ...]) -> None:
+        sizes = tuple(source.shape.numpy())
+        shape = ir.Shape([sizes[axis] for axis in axes])
+        super().__init__(lambda: ir.Tensor(source.numpy().transpose(axes), dtype=source.dtype), source.dtype, shape)
+        self.source = source
+        self.axes = axes
 
 
 class Shelf:
@@ -112,9 +145,7 @@ def tensor_of(
 ) -> ir.TensorProtocol:
     """A constant's tensor: in memory, on the shelf of a large model, or computed each time it is read."""
     if isinstance(array, Deferred):
-        make = array.make
-        kind = dtype or ir.DataType.from_numpy(np.dtype(array.dtype))
-        return ir.LazyTensor(lambda: ir.Tensor(make()), kind, ir.Shape(array.shape))
+        return DeferredTensor(array, dtype or ir.DataType.from_numpy(np.dtype(array.dtype)))
     whole = np.require(array, requirements="C")
     if graph is not None and _SHELF in graph.meta and whole.nbytes >= STORED_BYTES and dtype is None:
         shelf: Shelf = graph.meta[_SHELF]
@@ -128,12 +159,18 @@ def set_aside(graph: ir.Graph, array: Array) -> Array | Deferred:
         return array
     shelf: Shelf = graph.meta[_SHELF]
     stored = shelf.put(array)
-    return Deferred(array.shape, array.dtype.name, stored.numpy)
+    return Deferred(array.shape, array.dtype.name, stored.numpy, lambda then: map(then, _cut(stored.numpy())))
 
 
-def blocks_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+def _cut(array: Array) -> Iterator[Array]:
+    flat = array.reshape(-1)
+    for begin in range(0, flat.size, _BLOCK):
+        yield flat[begin : begin + _BLOCK]
+
+
+def blocks_of(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
     """The bytes of a tensor as the file format has them."""
-    if isinstance(tensor, StoredTensor):
+    if isinstance(tensor, (StoredTensor, DeferredTensor)):
         yield from tensor.blocks()
     else:
         yield tensor.tobytes()

@@ -46,7 +46,8 @@ def add_packed(graph: ir.Graph, name: str, codes: Array | Deferred, kind: ir.Dat
     small = kind.numpy()
     if isinstance(codes, Deferred):
         make = codes.make
-        return add_initializer(graph, name, Deferred(codes.shape, small.name, lambda: make().astype(small)), kind)
+        deferred = Deferred(codes.shape, small.name, lambda: make().astype(small), codes.pieces)
+        return add_initializer(graph, name, deferred, kind)
     return add_initializer(graph, name, np.asarray(codes).astype(small), kind)
 
 

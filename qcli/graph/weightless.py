@@ -56,12 +56,12 @@ def divided(tensors: Tensors) -> tuple[Tensors, Tensors]:
     """
     ours = {name: tensor for name, tensor in tensors.items() if not getattr(tensor, "location", "")}
     outside = {
-        name: tensor for name, tensor in ours.items() if tensor.nbytes >= on_disk.STORED_BYTES and _is_plain(tensor)
+        name: tensor for name, tensor in ours.items() if tensor.nbytes >= on_disk.STORED_BYTES and is_plain(tensor)
     }
     return {name: tensor for name, tensor in ours.items() if name not in outside}, outside
 
 
-def _is_plain(tensor: ir.TensorProtocol) -> bool:
+def is_plain(tensor: ir.TensorProtocol) -> bool:
     """True for what numpy knows by itself: no 4-bit integers, no bfloat16."""
     return tensor.dtype.bitwidth >= 8 and tensor.dtype.numpy().isbuiltin == 1
 

@@ -16,17 +16,36 @@ _LOWEST = 0.25
 
 
 def extrema_of(values: FloatArray) -> Interval:
-    """The extrema [n] of runs that are the columns of `values` [size, n], extended to zero."""
-    upper = np.maximum(values.max(axis=0), 0).astype(np.float64)
-    return Interval(lower=np.minimum(values.min(axis=0), 0).astype(np.float64), upper=upper)
+    """The extrema [...] of runs along the first axis of `values` [size, ...], extended to zero."""
+    lower, upper = _reduced(np.minimum, values), _reduced(np.maximum, values)
+    return Interval(lower=np.minimum(lower, 0).astype(np.float64), upper=np.maximum(upper, 0).astype(np.float64))
+
+
+def _reduced(ufunc: np.ufunc, values: FloatArray) -> FloatArray:
+    """Over the first axis; where runs lie one behind the other in memory, in the order of the memory."""
+    size, width = len(values), values.itemsize
+    others = sorted(range(1, values.ndim), key=lambda axis: -values.strides[axis])
+    runs = values.transpose(*others, 0)
+    if values.ndim < 2 or size < 2 or values.size == 0 or runs.strides[-2:] != (size * width, width):
+        return np.asarray(ufunc.reduce(values, axis=0))
+    lines = runs.reshape(*runs.shape[:-2], -1)
+    found = ufunc.reduceat(lines, np.arange(0, lines.shape[-1], size), axis=-1)
+    return np.asarray(found.transpose(np.argsort(others)))
 
 
 def best_clip(values: FloatArray, grid: Grid) -> Interval:
-    """Of eight clips of the extrema, all of both ends alike, the one with the least squared error on the grid [n].
+    """Of eight clips of the extrema, all of both ends alike, the one with the least squared error on the grid [...].
+
+    `values` are runs along the first axis, [size, ...].
 
     Clips are spaced in their logarithm, more densely near the extrema, from none down to what a grid of so many bits
     can gain by. Errors are measured in float32.
     """
+    found = _best_of_columns(np.ascontiguousarray(values).reshape(len(values), -1), grid)
+    return Interval(lower=found.lower.reshape(values.shape[1:]), upper=found.upper.reshape(values.shape[1:]))
+
+
+def _best_of_columns(values: FloatArray, grid: Grid) -> Interval:
     number_format: Format = create("formats", grid.format)
     whole = extrema_of(values)
     bits = number_format.bits(grid)

@@ -18,7 +18,7 @@ class MinMax(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statistic: ClassVar[str] = "extrema"
 
     def quick(self, values: FloatArray, grid: Grid) -> Interval:
-        """The extrema [n] of each column of `values` [size, n], extended to zero."""
+        """The extrema [...] of runs along the first axis of `values` [size, ...], extended to zero."""
         return extrema_of(values)
 
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:

@@ -43,7 +43,7 @@ class Mse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weighted: bool = False
 
     def quick(self, values: FloatArray, grid: Grid) -> Interval:
-        """Nearly the best interval [n] of each column of `values` [size, n]."""
+        """Nearly the best interval [...] of each run along the first axis of `values` [size, ...]."""
         return best_clip(values, grid)
 
     def interval(self, distribution: Distribution, grid: Grid) -> Interval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import ClassVar, Protocol, runtime_checkable
 
 import msgspec
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from qcli.contracts import along
 from qcli.errors import UsageError
 from qcli.levels import nearest_codes
-from qcli.roundings._quadratic import damped
+from qcli.roundings._quadratic import Factor, compensate, damped, factor_of
 from qcli.roundings._rows import Float64Array, Rows
 from qcli.types import Array, FloatArray, Scale
 
@@ -30,6 +31,38 @@ class PatchSample(Protocol):
 
     @property
     def counts(self) -> npt.NDArray[np.int64]: ...
+
+
+class Kept:
+    """Moments of inputs that several weights share, or several parts of one: what follows from them is kept."""
+
+    def __init__(self, measured: Moments) -> None:
+        self._measured = measured
+        self._products: dict[float, Float64Array] = {}
+        self._factors: dict[float, Factor] = {}
+        self._lock = threading.RLock()
+
+    def moments(self) -> tuple[Float64Array, Float64Array]:
+        return self._measured.moments()
+
+    def products(self, damp: float) -> Float64Array:
+        """The products [groups, K, K], damped so much."""
+        with self._lock:
+            if damp not in self._products:
+                self._products[damp] = damped(self.moments()[0], damp)
+            return self._products[damp]
+
+    def factor(self, damp: float) -> Factor:
+        """That of the damped products."""
+        with self._lock:
+            if damp not in self._factors:
+                self._factors[damp] = factor_of(self.products(damp))
+            return self._factors[damp]
+
+
+def kept(measured: Moments) -> Moments:
+    """The same, kept where nothing but its moments is known."""
+    return measured if isinstance(measured, (Kept, SampledMoments)) else Kept(measured)
 
 
 @runtime_checkable
@@ -51,6 +84,8 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     statistic: ClassVar[str]
     takes_tables: ClassVar[bool] = True
     """False for one that knows no levels but evenly spaced ones."""
+    takes_vectors: ClassVar[bool] = False
+    """True for one that also chooses one code for several weights."""
 
     damp: float = 0.01
     refit: int = 0
@@ -64,7 +99,7 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight`, to nearest: for weights that no sample speaks of."""
-        if scale.levels is not None:
+        if scale.is_table:
             return nearest_codes(weight, scale)
         steps, zero = along(scale, weight.shape)
         exact = weight / steps.astype(np.float64) + zero.astype(np.float64)
@@ -75,4 +110,12 @@ class LearnedRounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         raise NotImplementedError
 
     def products(self, measured: Moments) -> Float64Array:
+        """The damped products of the inputs [groups, K, K]."""
+        if isinstance(measured, Kept):
+            return measured.products(self.damp)
         return damped(measured.moments()[0], self.damp)
+
+    def compensated(self, rows: Rows, measured: Moments) -> Float64Array:
+        """Codes [groups, R, K] that make up for each other's errors."""
+        factor = measured.factor(self.damp) if isinstance(measured, Kept) else None
+        return compensate(rows, self.products(measured), factor)

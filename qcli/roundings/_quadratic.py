@@ -7,6 +7,10 @@ the steps. Rows share H, so all of them are worked on at once, column by column.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from qcli.errors import InputError
@@ -38,9 +42,32 @@ def error_of(codes: Float64Array, exact: Float64Array, products: Float64Array) -
 
 
 def better(first: Float64Array, second: Float64Array, rows: Rows, products: Float64Array) -> Float64Array:
-    """Of two choices of codes [groups, R, K] the one with the smaller error, row by row."""
-    errors = [error_of(codes * rows.sizes, rows.target, products) for codes in (first, second)]
-    return np.where((errors[1] < errors[0])[..., None], second, first)
+    """Of two choices of codes [groups, R, K] the one with the smaller error, row by row.
+
+    With the difference d of two choices p and q of weights w, their errors differ by d H (p + q - 2 w)^T.
+    """
+    chosen = first.copy()
+    for some in _runs(first.shape[1]):
+        sizes, target = _rows_of(rows.sizes, some), rows.target_of(some)
+        apart = (first[:, some] - second[:, some]) * sizes
+        wrong = (first[:, some] + second[:, some]) * sizes - 2 * target
+        worse = np.einsum("grk,grk->gr", apart @ products, wrong) > 0
+        chosen[:, some] = np.where(worse[..., None], second[:, some], first[:, some])
+    return chosen
+
+
+def _runs(count: int) -> Iterator[slice]:
+    """Some rows at a time, so that what is computed of them stays near."""
+    for begin in range(0, count, _ROWS):
+        yield slice(begin, begin + _ROWS)
+
+
+_ROWS = 512
+
+
+def _rows_of(array: Float64Array, some: slice) -> Float64Array:
+    """Some rows of an array [groups, R, K]; of one that has a single row for all of them, this one."""
+    return array[:, some] if array.shape[1] > 1 else array
 
 
 def nearest(rows: Rows) -> Float64Array:
@@ -48,25 +75,46 @@ def nearest(rows: Rows) -> Float64Array:
     return rows.nearest(rows.exact, slice(None))
 
 
-def compensate(rows: Rows, products: Float64Array) -> Float64Array:
+@dataclass(frozen=True)
+class Factor:
+    """What is computed of the products alone: the order of the columns, and the triangular factor [groups, K, K].
+
+    `turn` is for threads that work on several layers: many small steps of two at a time would only wait for each other.
+    """
+
+    order: Array
+    upper: Float64Array
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+def factor_of(products: Float64Array) -> Factor:
+    """Columns with large inputs come first. Raises InputError for what are no sums of products."""
+    order = np.argsort(-np.einsum("gkk->gk", products).mean(axis=0), kind="stable")
+    return Factor(order, inverse_factor(products[:, order][:, :, order]))
+
+
+def compensate(rows: Rows, products: Float64Array, factor: Factor | None = None) -> Float64Array:
     """Rounds column after column; what each rounding errs is made up for by the columns that are still exact.
 
     Columns with large inputs come first. A row that nearest codes serve better gets those: where many codes end at a
-    bound, there is little left to make up with. Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization
-    for Generative Pre-trained Transformers", algorithm 1, with its activation order.
+    bound, there is little left to make up with. `factor` is that of the products, if it is known. Source: Frantar et
+    al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", algorithm 1, with its
+    activation order and its lazy updates, of two sizes.
     """
-    order = np.argsort(-np.einsum("gkk->gk", products).mean(axis=0), kind="stable")
-    sorted_ = products[:, order][:, :, order]
-    upper = _inverse_factor(sorted_)
+    factor = factor_of(products) if factor is None else factor
+    order, upper = factor.order, factor.upper
     left = rows.target[..., order]
     codes = np.empty_like(left)
     size = left.shape[-1]
     for begin in range(0, size, _BLOCK):
         end = min(begin + _BLOCK, size)
         block = _Columns(rows, order[begin:end], left[..., begin:end])
-        errors = block.compensate(upper[:, begin:end, begin:end])
+        with factor.turn:
+            errors = block.compensate(upper[:, begin:end, begin:end])
         codes[..., begin:end] = block.codes
-        left[..., end:] -= errors @ upper[:, begin:end, end:]
+        if end < size:
+            for some in _runs(left.shape[1]):
+                left[:, some, end:] -= errors[:, some] @ upper[:, begin:end, end:]
     return better(codes[..., np.argsort(order)], nearest(rows), rows, products)
 
 
@@ -87,19 +135,34 @@ class _Columns:
     def compensate(self, upper: Float64Array) -> Float64Array:
         """Rounds them in order; what each errs [groups, R, columns], in the unit of the factor `upper`."""
         errors = np.empty_like(self._left)
-        for column in range(self._left.shape[1]):
-            lowest, highest, step = (array[:, column if array.shape[1] > 1 else 0] for array in self._grid)
-            exact, codes = self._left[:, column], self._codes[:, column]
-            np.divide(exact, step, out=codes)
-            if self._rows.table is None:
-                np.rint(codes, out=codes)
-                np.clip(codes, lowest, highest, out=codes)
-            else:
-                codes[:] = self._rows.nearest(codes, int(self._inputs[column]))
-            errors[:, column] = (exact - codes * step) / upper[:, column, column, None]
-            for later in range(column + 1, self._left.shape[1]):
-                self._left[:, later] -= errors[:, column] * upper[:, column, later, None]
+        size = self._left.shape[1]
+        for begin in range(0, size, _STEP):
+            end = min(begin + _STEP, size)
+            for column in range(begin, end):
+                self._round(column, errors[:, column], upper[:, column, column, None])
+                for later in range(column + 1, end):
+                    self._left[:, later] -= errors[:, column] * upper[:, column, later, None]
+            if end < size:
+                self._left[:, end:] -= np.swapaxes(upper[:, begin:end, end:], 1, 2) @ errors[:, begin:end]
         return np.swapaxes(errors, 1, 2)
+
+    def _round(self, column: int, errors: Float64Array, diagonal: Float64Array) -> None:
+        """Rounds one of them; `errors` [groups, R] is what it errs."""
+        lowest, highest, step = (array[:, column if array.shape[1] > 1 else 0] for array in self._grid)
+        exact, codes = self._left[:, column], self._codes[:, column]
+        np.divide(exact, step, out=codes)
+        if self._rows.table is None:
+            np.rint(codes, out=codes)
+            np.clip(codes, lowest, highest, out=codes)
+        else:
+            codes[:] = self._rows.nearest(codes, int(self._inputs[column]))
+        np.multiply(codes, step, out=errors)
+        np.subtract(exact, errors, out=errors)
+        errors /= diagonal
+
+
+_STEP = 8
+"""Columns of a block whose errors reach each other one by one, and the rest of it together."""
 
 
 def _turned(array: Float64Array, columns: Array) -> Float64Array:
@@ -108,7 +171,7 @@ def _turned(array: Float64Array, columns: Array) -> Float64Array:
     return np.ascontiguousarray(np.swapaxes(some, 1, 2))
 
 
-def _inverse_factor(products: Float64Array) -> Float64Array:
+def inverse_factor(products: Float64Array) -> Float64Array:
     """The upper triangular factor of the inverses; matrices that are not quite positive are damped until they are."""
     damping = 0.0
     while True:

@@ -32,8 +32,9 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     `exact` float64 [groups, R, K]; `lowest` and `highest` are the codes that there are, `sizes` the steps in the unit
     of their row, all float64 [groups, R, K] or 1 in place of any of these. Where a row has one step, `sizes` is 1 and
     the step is the unit. With a `table`, float64 [1, 1, L] or [groups, R, L], the codes are its numbers, ascending, and
-    no integers between the lowest and the highest. `answer` is None where nothing but linear operators is known to read
-    the product, or where it is only a part of it.
+    no integers between the lowest and the highest. With `words`, float64 [W, D], the codes of D inputs in a row are one
+    of these codewords, and sizes are 1. `answer` is None where nothing but linear operators is known to read the
+    product, or where it is only a part of it.
     """
 
     exact: Float64Array
@@ -41,12 +42,18 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     highest: Float64Array
     sizes: Float64Array = _ALIKE
     table: Float64Array | None = None
+    words: Float64Array | None = None
     answer: Answer | None = None
 
     @property
     def target(self) -> Float64Array:
         """The weight in the units of the rows, [groups, R, K]."""
         return np.asarray(self.exact * self.sizes)
+
+    def target_of(self, some: slice) -> Float64Array:
+        """The target of some rows."""
+        sizes = self.sizes[:, some] if self.sizes.shape[1] > 1 else self.sizes
+        return np.asarray(self.exact[:, some] * sizes)
 
     def nearest(self, exact: Float64Array, some: slice | int) -> Float64Array:
         """The codes next to where some inputs lie: [groups, R, K], or [groups, R] of a single input."""

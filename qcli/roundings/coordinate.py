@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from qcli.errors import UsageError
 from qcli.roundings._learned import LearnedRounding, Moments
-from qcli.roundings._quadratic import compensate, descend
+from qcli.roundings._quadratic import descend
 from qcli.roundings._rows import Float64Array, Rows
+from qcli.roundings._vectors import compensate_vectors, descend_vectors
 
 
 class Coordinate(LearnedRounding, frozen=True, kw_only=True):
@@ -18,6 +19,7 @@ class Coordinate(LearnedRounding, frozen=True, kw_only=True):
     """
 
     statistic: ClassVar[str] = "gram"
+    takes_vectors: ClassVar[bool] = True
 
     sweeps: int = 8
 
@@ -29,4 +31,6 @@ class Coordinate(LearnedRounding, frozen=True, kw_only=True):
     def learn(self, rows: Rows, measured: Moments) -> Float64Array:
         """Codes [groups, R, K], zero points taken off."""
         products = self.products(measured)
-        return descend(compensate(rows, products), rows, products, self.sweeps)
+        if rows.words is not None:
+            return descend_vectors(compensate_vectors(rows, products), rows, products, self.sweeps)
+        return descend(self.compensated(rows, measured), rows, products, self.sweeps)

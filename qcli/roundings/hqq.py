@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
 
 from qcli.contracts import along
+from qcli.levels import nearest_codes
 from qcli.types import Array, FloatArray, Scale
 
 
@@ -23,6 +24,7 @@ class Hqq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     there with zero points that are floats and scales that stay.
     """
 
+    elementwise: ClassVar[bool] = True
     p: Annotated[float, msgspec.Meta(gt=0, le=2)] = 0.7
     beta: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     kappa: Annotated[float, msgspec.Meta(ge=1)] = 1.01
@@ -48,6 +50,8 @@ class Hqq(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight`, to nearest."""
+        if scale.is_table:
+            return nearest_codes(weight, scale)
         steps, zero = along(scale, weight.shape)
         return np.asarray(_levels(weight, scale, steps, zero) + zero, scale.dtype)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 
 from qcli.levels import nearest_codes
@@ -15,9 +17,11 @@ class Nearest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     The format named by `scale.dtype` does the work, or the table of levels. Codes have the weight's shape.
     """
 
+    elementwise: ClassVar[bool] = True
+
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype and the weight's shape."""
-        if scale.levels is not None:
+        if scale.is_table:
             return nearest_codes(weight, scale)
         codes: Array = create("formats", scale.dtype).encode(weight, scale)
         return codes

@@ -28,7 +28,7 @@ class Squant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def round(self, weight: FloatArray, scale: Scale) -> Array:
         """Codes of the scale's dtype in the shape of `weight` [M, C, k...] (ConvTranspose: channels along axis 1)."""
-        if scale.levels is not None:
+        if scale.is_table:
             return nearest_codes(weight, scale)
         exact = _exact(weight, scale)
         if weight.ndim < 3 or scale.block is not None:

@@ -25,6 +25,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     domain: ClassVar[str] = ""
     """That of the operators that it makes, which a target may lack."""
 
+    looks_for: ClassVar[tuple[str, ...]] = ()
+    """Operators without any of which it has nothing to do; none if that is not known."""
+
     worth_db: ClassVar[float | None] = None
     """How much the quantized model must gain by the step, for steps that are there for that; None for others."""
 

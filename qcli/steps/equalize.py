@@ -51,6 +51,7 @@ class Equalize(MeasuredStep, frozen=True, kw_only=True):
     """
 
     worth_db: ClassVar[float | None] = 0.2
+    looks_for: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
     by: Literal["activations", "weights"] = "activations"
     strength: float = 0.5

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from qcli.graph import Graph, Model, Node, Value, constant_of, dimensions, infer_shapes, sole_consumer
@@ -13,12 +15,17 @@ from qcli.steps._fold import fold_affine_into
 from qcli.types import Array
 
 _OPERATORS = ("Add", "Sub", "Mul", "Div")
+_LAYERS = ("Conv", "ConvTranspose")
 
 
 class FoldAffine(Step, frozen=True, kw_only=True):
     """Folds Add, Sub, Mul and Div by a constant per channel into the Conv or ConvTranspose that feeds them."""
 
+    looks_for: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
+
     def run(self, model: Model) -> int:
+        if all(node.op_type not in _LAYERS for node in model.nodes()):
+            return 0
         infer_shapes(model)
         return sum(
             _fold(graph, node) for graph in model.graphs() for node in tuple(graph) if node.op_type in _OPERATORS
@@ -32,7 +39,7 @@ def _fold(graph: Graph, node: Node) -> bool:
         layer = source.producer() if source is not None else None
         if source is None or constant is None or layer is None or sole_consumer(source) is not node:
             continue
-        if layer.op_type not in ("Conv", "ConvTranspose") or (operand == 1 and node.op_type == "Div"):
+        if layer.op_type not in _LAYERS or (operand == 1 and node.op_type == "Div"):
             continue
         channels = _per_channel(source, constant)
         if channels is not None and (node.op_type != "Div" or channels.all()):

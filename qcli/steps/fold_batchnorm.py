@@ -7,6 +7,8 @@ b' = (b - mean) * factor + beta
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from qcli.graph import Graph, Model, Node, constant_of, infer_shapes, sole_consumer
@@ -19,14 +21,13 @@ from qcli.types import Array
 class FoldBatchnorm(Step, frozen=True, kw_only=True):
     """Folds BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul that feeds it and nothing else."""
 
+    looks_for: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
+
     def run(self, model: Model) -> int:
-        infer_shapes(model)
-        return sum(
-            _fold(graph, node)
-            for graph in model.graphs()
-            for node in tuple(graph)
-            if node.op_type == "BatchNormalization"
-        )
+        found = [(graph, node) for graph in model.graphs() for node in graph if node.op_type == "BatchNormalization"]
+        if found:
+            infer_shapes(model)
+        return sum(_fold(graph, node) for graph, node in found)
 
 
 def _fold(graph: Graph, node: Node) -> bool:

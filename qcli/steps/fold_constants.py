@@ -15,6 +15,7 @@ from qcli.graph import (
     Node,
     Value,
     add_initializer,
+    add_turned,
     dimensions,
     infer_shapes,
     is_constant,
@@ -47,7 +48,8 @@ class FoldConstants(Step, frozen=True, kw_only=True):
         folded = 0
         while True:
             infer_shapes(model)
-            once = sum(_fold_shapes(graph) + self._fold_computed(model, graph) for graph in model.graphs())
+            once = sum(_fold_shapes(graph) + _turn_stored(graph) for graph in model.graphs())
+            once += sum(self._fold_computed(model, graph) for graph in model.graphs())
             if not once:
                 share_between_bodies(model)
                 return folded
@@ -138,6 +140,23 @@ def _may_fill_memory(node: Node, value: Value) -> bool:
 def _leaves(value: Value, nodes: set[Node]) -> bool:
     """True if a node outside the constant part reads the value. Graph outputs keep their producer."""
     return not value.is_graph_output() and any(node not in nodes for node, _ in value.uses())
+
+
+def _turn_stored(graph: Graph) -> int:
+    """Reads weights that stay in their files transposed, instead of writing them down a second time."""
+    folded = 0
+    for node in tuple(graph):
+        source, out = node.inputs[0] if node.op_type == "Transpose" else None, node.outputs[0]
+        if source is None or source.const_value is None or out.is_graph_output():
+            continue
+        backwards = tuple(reversed(range(len(source.const_value.shape))))
+        axes = tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else backwards
+        turned = add_turned(graph, out, source, axes) if sorted(axes) == sorted(backwards) else None
+        if turned is not None:
+            out.replace_all_uses_with(turned)
+            graph.remove(node, safe=True)
+            folded += 1
+    return folded
 
 
 def _fold_shapes(graph: Graph) -> int:

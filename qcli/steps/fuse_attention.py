@@ -47,6 +47,7 @@ class FuseAttention(Step, frozen=True, kw_only=True):
     """Projections to queries, keys and values [batch, tokens, heads * size] and their attention become Attention."""
 
     domain: ClassVar[str] = _MICROSOFT
+    looks_for: ClassVar[tuple[str, ...]] = ("Softmax",)
 
     def run(self, model: Model) -> int:
         infer_shapes(model)

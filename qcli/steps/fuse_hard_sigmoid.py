@@ -10,6 +10,7 @@ longer than the convolutions between them. Source: Howard et al. 2019, "Searchin
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,9 +34,12 @@ _SAME = 1e-6
 class FuseHardSigmoid(Step, frozen=True, kw_only=True):
     """Add, Clip and a factor become HardSigmoid, with a Mul between Clip and factor or without one."""
 
+    looks_for: ClassVar[tuple[str, ...]] = ("Clip",)
+
     def run(self, model: Model) -> int:
-        infer_shapes(model)
         clips = [node for graph in model.graphs() for node in graph if node.op_type == "Clip"]
+        if clips:
+            infer_shapes(model)
         fused = sum(_fuse(node) for node in clips)
         if fused:
             model.remove_unused()

@@ -27,7 +27,8 @@ from qcli.steps._scaling import ScalingSite, scale_channels, scaling_sites
 from qcli.types import Array, Request
 
 _QUIET = 0.5
-"""Channels below this share of the median one count as that large: what is quiet in the samples may not stay so."""
+"""Channels below this share of the median one count as that large: what is quiet in the samples may not stay so.
+Silent ones are no measure: of few images most pixels of a border are 0, and so would be the median of all."""
 
 _SMALLEST = 1e-5
 """Channels and rows below this share of the largest one count as that large, so that dead ones divide by no zero."""
@@ -42,6 +43,7 @@ class Smooth(MeasuredStep, frozen=True, kw_only=True):
     """
 
     worth_db: ClassVar[float | None] = 0.05
+    looks_for: ClassVar[tuple[str, ...]] = ("Gemm", "MatMul")
 
     alphas: tuple[Annotated[float, msgspec.Meta(ge=0, le=1)], ...] = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     gain_db: float = 1.0
@@ -83,7 +85,9 @@ def _factors(peaks: Array, rows: Array, alpha: float) -> Array:
     """Equation 4 for the largest magnitudes of the input's channels and of the weight's rows; geometric mean 1."""
     if not peaks.max() or not rows.max():
         return np.ones(len(peaks))
-    logs = alpha * np.log(np.maximum(peaks / peaks.max(), max(_SMALLEST, _QUIET * np.median(peaks / peaks.max()))))
+    shares = peaks / peaks.max()
+    typical = np.median(shares[shares > _SMALLEST])
+    logs = alpha * np.log(np.maximum(shares, max(_SMALLEST, _QUIET * typical)))
     logs -= (1 - alpha) * np.log(np.maximum(rows / rows.max(), _SMALLEST))
     factors: Array = np.exp(logs - logs.mean())
     return factors

@@ -72,9 +72,13 @@ STANDARD_ONLY = ("", "ai.onnx")
 """The two names of the domain of ONNX's own operators."""
 
 
+EIGHT_BIT_FLOATS = ("float8_e4m3fn", "float8_e5m2")
+"""Formats that QuantizeLinear of operator set 19 writes, of activations too."""
+
+
 STORED_ONLY = (
     "float16", "bfloat16", "codebook", "power_of_two", "additive_power_of_two", "ternary", "binary", "residual_binary",
-    "normal_float", "float8_e4m3fn", "float8_e5m2", "float4_e2m1",
+    "normal_float", "float4_e2m1", "product", *EIGHT_BIT_FLOATS,
 )  # fmt: skip
 """Formats of weights that standard operators decode before a float kernel reads them."""
 

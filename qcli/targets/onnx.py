@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from qcli.targets._elsewhere import Elsewhere
-from qcli.targets._support import STANDARD_ONLY, STORED_ONLY, Placement, Support, Traits
+from qcli.targets._support import EIGHT_BIT_FLOATS, STANDARD_ONLY, STORED_ONLY, Placement, Support, Traits
 
 _MOVES = Support(placement=Placement.FOLLOW, tied=True)
 
@@ -60,7 +60,7 @@ class Onnx(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "uint16",
         *STORED_ONLY,
     )
-    activations: ClassVar[tuple[str, ...]] = ("uint8", "int8", "uint16", "int16")
+    activations: ClassVar[tuple[str, ...]] = ("uint8", "int8", "uint16", "int16", *EIGHT_BIT_FLOATS)
 
     def traits(self) -> Traits:
         return Traits(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from qcli.targets._support import STORED_ONLY, Placement, Support
+from qcli.targets._support import EIGHT_BIT_FLOATS, STORED_ONLY, Placement, Support, Traits
 
 _ANCHOR, _BETWEEN, _FOLLOW = Placement.ANCHOR, Placement.BETWEEN, Placement.FOLLOW
 
@@ -55,14 +55,21 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """onnxruntime on a CPU: unsigned 8-bit activations and signed 8-bit weights, or any integers of 2 to 16 bits.
 
     Its kernels multiply 8-bit codes, so fewer bits run at the speed of eight. More than eight on either side run as
-    QuantizeLinear, DequantizeLinear and a float kernel: right, but no faster than float.
+    QuantizeLinear, DequantizeLinear and a float kernel: right, but no faster than float. So do floats of 8 bits.
 
     `isa` is the instruction set that the model will run on: `vnni` and `arm64` take weights of 8 bits as they
     are; on `avx2` (x86 without VNNI) two products are added in 16 bits and may saturate, so weights that sit
     next to each other must not both be large. `auto` asks this machine's onnxruntime.
+
+    `opset` is the newest operator set of the onnxruntime that the model will run on, where that is older than
+    this one. Without it, it is the installed one that must load the model.
     """
 
     isa: Literal["auto", "avx2", "vnni", "arm64"] = "auto"
+    opset: Annotated[int, msgspec.Meta(ge=10)] | None = None
+
+    def traits(self) -> Traits:
+        return Traits(newest_opset=self.opset)
 
     def support(self, operator: str, domain: str) -> Support | None:
         """The row of an operator, or None where integers do not pay."""
@@ -76,7 +83,9 @@ class OrtCpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def formats(self, role: str) -> tuple[str, ...]:
         """The formats that it runs for a role, the ones with the fastest kernels first."""
-        return ("int8", "uint8", *_ANY_WIDTH, *STORED_ONLY) if role == "weight" else ("uint8", "int8", *_ANY_WIDTH)
+        if role == "weight":
+            return ("int8", "uint8", *_ANY_WIDTH, *STORED_ONLY)
+        return ("uint8", "int8", *_ANY_WIDTH, *EIGHT_BIT_FLOATS)
 
     def resolved_isa(self) -> str:
         """The instruction set, with `auto` replaced by what this machine has."""

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from qcli.plugins import choice_of
 from qcli.targets._elsewhere import Elsewhere, asymmetric, not_stored
-from qcli.targets._support import STANDARD_ONLY, Placement, Support, Traits
+from qcli.targets._support import EIGHT_BIT_FLOATS, STANDARD_ONLY, Placement, Support, Traits
 from qcli.types import Grid
 
 _MOVES = Support(placement=Placement.FOLLOW, tied=True, output_optional=True)
@@ -23,6 +24,7 @@ class Tensorrt(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True)
       one inside of that convolution.
     * Pooling and what only moves data stay in int8 behind int8. All else is left to TensorRT, which fuses it in float.
     * int4 is for stored weights in blocks; recurrent layers and embeddings read float weights.
+    * float8_e4m3fn is multiplied by Conv, Gemm and MatMul where both operands have it; it has no float8_e5m2.
 
     `opset` is the newest operator set: onnx-tensorrt's docs/operators.md of TensorRT 10.15 has "opset 9 to opset 24".
 
@@ -50,8 +52,8 @@ class Tensorrt(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True)
         "LayerNormalization": "TensorRT runs it in float",
     }
     otherwise: ClassVar[str] = "TensorRT fuses it in float with what stands beside it"
-    weights: ClassVar[tuple[str, ...]] = ("int8", "int4")
-    activations: ClassVar[tuple[str, ...]] = ("int8",)
+    weights: ClassVar[tuple[str, ...]] = ("int8", "int4", "float8_e4m3fn")
+    activations: ClassVar[tuple[str, ...]] = ("int8", "float8_e4m3fn")
 
     def traits(self) -> Traits:
         return Traits(
@@ -59,7 +61,7 @@ class Tensorrt(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True)
             unsigned_activations=False,
             newest_opset=self.opset,
             domains=STANDARD_ONLY,
-            encodings=("qdq", "weight_only"),
+            encodings=("qdq", "weight_only", "lookup_table"),
             decode=("run",),
             stores=("Conv", "ConvTranspose", "Gemm", "MatMul"),
         )
@@ -68,4 +70,6 @@ class Tensorrt(Elsewhere, frozen=True, kw_only=True, forbid_unknown_fields=True)
         problem = asymmetric(role, grid) or not_stored(grid, encoding)
         if problem is None and grid.format == "int4" and grid.granularity != "block":
             return "it takes 4 bits in blocks only"
+        if problem is None and choice_of(grid.format).name in EIGHT_BIT_FLOATS and grid.granularity == "block":
+            return "its floats of 8 bits have one scale, or one for each channel"
         return problem

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
-from math import fsum, isfinite
+from math import fsum, isfinite, log
 from numbers import Real
 from pathlib import Path
 from traceback import extract_tb
@@ -40,10 +40,14 @@ WORST = -MaxAbs.WORST
 
 _FUNCTION = "metric"
 
+PERPLEXITY = "perplexity"
+"""Of the next token. Since more must be better, its value is the mean log-likelihood in nats: minus `accuracy.nll`."""
+
 _OWN: dict[str, Callable[[Accuracy], float | None]] = {
     SQNR: lambda _: None,
     "agreement": lambda accuracy: accuracy.agreement,
     "top1": lambda accuracy: None if accuracy.top1 is None else accuracy.top1.quantized,
+    PERPLEXITY: lambda accuracy: None if accuracy.nll is None else -accuracy.nll.quantized,
 }
 
 _LACKING = {
@@ -54,6 +58,10 @@ _LACKING = {
     "top1": (
         "--metric top1 needs labels of the samples of the search, and a model that is a classifier",
         "put labels.csv beside the samples of -d; --labels is for those of --eval, or for -d where there is no --eval",
+    ),
+    PERPLEXITY: (
+        "--metric perplexity is about language models, whose logits [batch, length, vocabulary] foretell their tokens",
+        "name samples of tokens [batch, length], or use --metric sqnr, which any float output has",
     ),
 }
 
@@ -95,7 +103,7 @@ def metric_of(job: TuneJob) -> Metric:
 
 
 def check_float_model(metric: Metric, value: float | None, least: float | None, samples: int) -> str | None:
-    """A warning if the float model itself misses the limit of a file's metric, which a candidate may yet exceed.
+    """A warning if the float model itself misses the limit of a metric that a candidate may yet exceed.
 
     Raises UsageError if the samples or the model give no such metric, and for a share of samples that the float model
     misses, since nothing can be hoped to exceed it.
@@ -108,7 +116,7 @@ def check_float_model(metric: Metric, value: float | None, least: float | None, 
         f"--min-metric {least:g} is more than the float model itself reaches on the {samples} samples of the search: "
         f"{metric.name} {value:.6g}"
     )
-    if not metric.file:
+    if not metric.file and metric.name != PERPLEXITY:
         raise UsageError(text, "ask for less, or say with --max-drop how much of it may be lost")
     return text
 
@@ -152,7 +160,10 @@ def _check_limit(job: TuneJob, metric: Metric) -> None:
         raise UsageError("--min-metric is the least value of what --metric names, and there is no --metric", hint)
     if metric.name == SQNR and not 0 < least <= 200:
         raise UsageError(f"--min-metric of sqnr must be above 0 and at most 200 dB, is {least:g}")
-    if not metric.file and metric.name != SQNR and not 0 <= least <= 1:
+    if metric.name == PERPLEXITY and least > 0:
+        hint = f"for a perplexity of {least:g} it is {-log(least):.4g}" if least > 1 else "it is minus accuracy.nll"
+        raise UsageError(f"--min-metric of perplexity is a mean log-likelihood, 0 at most, is {least:g}", hint)
+    if not metric.file and metric.name not in (SQNR, PERPLEXITY) and not 0 <= least <= 1:
         raise UsageError(f"--min-metric of {metric.name} is a share of samples, from 0 to 1, is {least:g}")
 
 

@@ -77,10 +77,10 @@ def strategy_of(name: str) -> Strategy:
 class TuneJob(QuantizeJob, frozen=True, kw_only=True):
     """What `qcli tune` can be told, beside what it has in common with `qcli quantize`.
 
-    `recipes` are tried beside `recipe`. `metric` is sqnr (None), agreement, top1 or the path of a file of Python code,
-    which runs only with `allow_code`; see `qcli/tuning/metric.py`. `time_limit` is in seconds; the search ends with the
-    round that exceeds it. `jobs` candidates are judged at a time, each in a process of its own. With a `cost_table`
-    nothing is timed: speeds are foretold for the machine that it was measured on.
+    `recipes` are tried beside `recipe`. `metric` is sqnr (None), agreement, top1, perplexity or the path of a file of
+    Python code, which runs only with `allow_code`; see `qcli/tuning/metric.py`. `time_limit` is in seconds; the search
+    ends with the round that exceeds it. `jobs` candidates are judged at a time, each in a process of its own. With a
+    `cost_table` nothing is timed: speeds are foretold for the machine that it was measured on.
     """
 
     recipes: tuple[str, ...] = ()

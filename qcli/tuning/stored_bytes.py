@@ -56,6 +56,8 @@ def _stored(entry: Entry, codes: int, scale: Scale) -> int:
 
 
 def _bits(scale: Scale) -> float:
+    if scale.vectors is not None:
+        return code_bits(len(scale.vectors.words))
     if scale.levels is not None:
         return code_bits(scale.levels.shape[-1])
     levels = scale.highest - scale.lowest + 1
@@ -65,4 +67,6 @@ def _bits(scale: Scale) -> float:
 def _side(scale: Scale) -> float:
     steps = 0 if scale.levels is not None and (scale.scale == 1).all() else scale.scale.size
     table = 0 if scale.levels is None or scale.native is not None else scale.levels.size
+    if scale.vectors is not None:
+        return (steps * scale_bits(scale.form) + 16 * scale.vectors.words.size) / 8
     return (steps * scale_bits(scale.form) + 32 * table) / 8

@@ -323,3 +323,8 @@ def test_without_memory(tmp_path: Path) -> None:
     with pytest.raises(QcliError) as caught:
         analyze(job(chain(tmp_path), samples(tmp_path, 4, CHANNELS), recipe="int8-weights", max_memory=1000))
     assert caught.value.exit_code == 7
+
+
+def test_it_looks_at_the_model_before_convert_and_says_so() -> None:
+    analysis = analyze(sample_job("mlp", settings=("convert.to=float16",)))
+    assert any("before the recipe's 'convert'" in warning for warning in analysis.warnings)

@@ -17,6 +17,7 @@ from models import (
     node,
     normal,
     proto_of,
+    quantized_of,
     run,
     sample_model,
     stream_for,
@@ -180,6 +181,31 @@ def test_more_than_eight_bits_are_finer_and_float(net: str, weight: int, data: i
     feeds = feeds_for(quantized.source, seed=1)
     expected = run(with_decoded_weights(quantized), feeds)
     assert_equal(expected, run(quantized.model, feeds), tolerance=1e-3 if data > 10 else 2e-2)
+    assert_equal(expected, run(quantized.model, feeds, optimize=True), tolerance=1e-3 if data > 10 else 2e-2)
+
+
+@pytest.mark.parametrize("target", ["ort_cpu", "onnx"])
+@pytest.mark.parametrize("large", [1.0, 300.0])
+def test_biases_beside_codes_of_16_bits_fit_where_onnxruntime_stores_them(target: str, large: float) -> None:
+    """It makes int32 of a float bias, in steps of s_x * s_w, without a look at its size."""
+    weights = {"w": normal(0, 8, 8, 3, 3) / 8, "b": large * normal(1, 8), "v": normal(2, 8, 8) / 3, "c": normal(3, 8)}
+    nodes = [
+        node("Conv", "x w b", "h"),
+        node("Relu", "h", "r"),
+        node("GlobalAveragePool", "r", "g"),
+        node("Flatten", "g", "f"),
+        node("MatMul", "f v", "m"),
+        node("Add", "m c", "a"),
+        node("Relu", "a", "s"),
+        node("MatMul", "s v", "y"),
+    ]
+    proto = proto_of(nodes, {"x": [1, 8, 9, 9]}, {"y": None}, weights, opset=21)
+    asked = (f"target={target}", "prepare=[normalize]", f"rules=[{weight_rule(16)}, {data_rule(16)}]")
+    quantized = quantized_of(proto, "int8-minmax", settings=asked)
+    feeds = feeds_for(quantized.source, seed=1)
+    written = run(quantized.model, feeds)
+    assert_equal(run(quantized.source, feeds), written, tolerance=2e-3)
+    assert_equal(written, run(quantized.model, feeds, optimize=True), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("name", ["transformer", "mlp", "gru", "cnn"])

@@ -3,20 +3,24 @@ in the graph that onnxruntime runs, unless it is asked to decode each time."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import onnx
 import pytest
 from codes import constants, decoded, kernels_of, reasons, stored_of, weights_of, with_decoded_weights
-from models import Stream, assert_equal, feeds_for, node, normal, operators, proto_of, quantized_of, run
+from models import Stream, assert_equal, feeds_for, node, normal, operators, proto_of, quantized_of, run, saved
 from weight_cases import CASES
 
 from qcli.apply import apply_plan
 from qcli.errors import UnsupportedError, UsageError
 from qcli.existing import refuse_quantized
+from qcli.job import QuantizeJob
 from qcli.kernels import read_kernels
 from qcli.learn import doubts_about_learning
 from qcli.opsets import required_opset
+from qcli.pipeline import quantize
 from qcli.plan import check_plan
 from qcli.recipe import load_recipe
 from qcli.solve import Solution
@@ -300,3 +304,16 @@ def test_codes_that_are_computed_when_they_are_needed() -> None:
 )  # fmt: skip
 def test_a_model_is_raised_to_what_its_tables_need(grid: str, opset: int) -> None:
     assert max(17, required_opset(load_recipe("int8-weights", (rule(grid),)))) == opset
+
+
+@pytest.mark.parametrize("kind", ["ternary", "binary", "codebook", "power_of_two"])
+def test_models_of_old_operator_sets_are_raised_as_far_as_tables_need(kind: str, tmp_path: Path) -> None:
+    """Several codes in a byte are cut to size by a Slice whose ends are inputs, which came with operator set 10."""
+    net = proto_of([node("MatMul", "x w", "y")], {"x": ["n", 49]}, {"y": None}, {"w": normal(0, 49, 49)}, opset=9)
+    job = QuantizeJob(
+        model=saved(net, tmp_path / "m.onnx"), recipe="codebook8", output=tmp_path / "q.onnx", latency=False,
+        settings=(rule(f"format: {kind}, granularity: channel"),),
+    )  # fmt: skip
+    report = quantize(job)
+    assert report.accuracy is not None and (report.accuracy.sqnr or 0) > 3
+    onnx.checker.check_model(str(tmp_path / "q.onnx"), full_check=True)

@@ -168,5 +168,7 @@ def test_a_model_in_float16_is_done_already(settings: tuple[str, ...], tmp_path:
     path = saved(proto, tmp_path / "m.onnx")
     with pytest.raises(NothingToDoError, match="weights are float16 already"):
         quantize(QuantizeJob(model=path, recipe="fp16", output=tmp_path / "o.onnx", settings=settings, latency=False))
+    with pytest.raises(NothingToDoError, match="weights are float16 already"):  # the other 16 bits are no fewer
+        quantize(QuantizeJob(model=path, recipe="bf16", output=tmp_path / "o.onnx", latency=False))
     report = quantize(QuantizeJob(model=path, recipe="int8-weights", output=tmp_path / "o.onnx", latency=False))
     assert report.status == "passed"

@@ -322,11 +322,12 @@ def written_row(grid: Grid) -> tuple[str, ...]:
     number_format = create("formats", grid.format)
     weight = GAUSSIAN[: 1 << 16].reshape(256, 256)
     axis = None if grid.granularity == "tensor" else 1 if grid.block else 0
-    entries = number_format.entries(grid)
+    entries, each = number_format.entries(grid), number_format.weights_per_code
     laid = msgspec.structs.replace(grid, axis=axis)
-    bits = code_bits(entries) + number_format.side_bits(laid, scales_of(laid, weight.shape)) / weight.size
-    least = optimum(entries) if entries <= 64 else np.pi * np.sqrt(3) / 2 / entries**2
-    shown = (relative_error(laid, weight), least, entries**-2.0)
+    bits = code_bits(entries) / each + number_format.side_bits(laid, scales_of(laid, weight.shape)) / weight.size
+    levels = round(entries ** (1 / each), 6)
+    least = optimum(int(levels)) if levels <= 64 else np.pi * np.sqrt(3) / 2 / levels**2
+    shown = (relative_error(laid, weight), least, levels**-2.0)
     return f"{bits:.2f}", str(entries), *(f"{number:.2g}" for number in shown)
 
 

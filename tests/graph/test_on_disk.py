@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,23 @@ from qcli.errors import InputError
 from qcli.graph import (
     Model,
     add_initializer,
+    add_turned,
     constant_of,
+    finite,
+    is_finite,
     load_model,
+    native_type,
     normalize_graph,
     on_disk,
     raise_opset,
     save_model,
 )
 from qcli.graph import model as models
-from qcli.graph.on_disk import StoredTensor
+from qcli.graph.bits import packed
+from qcli.graph.on_disk import StoredTensor, blocks_of, tensor_of
+from qcli.parallel import in_order
 from qcli.runtime import Session
-from qcli.types import Deferred
+from qcli.types import Array, Deferred
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +237,7 @@ def test_weights_in_constant_nodes_stay_in_their_file_too(tmp_path: Path) -> Non
     assert_equal(expected, Session(model.runnable()).run(feeds))
 
 
-def test_types_that_a_map_cannot_show_are_read_at_once(tmp_path: Path) -> None:
+def test_packed_weights_with_a_decoder_of_their_own_stay_stored_and_run(tmp_path: Path) -> None:
     packed = TensorProto(name="q", data_type=TensorProto.INT4, dims=[100, 64], raw_data=b"\x21" * 3200)
     zero = numpy_helper.from_array(np.array(0.5, np.float32), "s")
     nodes = [node("DequantizeLinear", "q s", "w"), node("MatMul", "x w", "y")]
@@ -237,7 +245,7 @@ def test_types_that_a_map_cannot_show_are_read_at_once(tmp_path: Path) -> None:
     proto.graph.initializer.extend([packed, zero])
     proto.ir_version = 10
     model = large(proto, tmp_path)
-    assert model.large and stored_names(model) == set()
+    assert model.large and stored_names(model) == {"q"}
     feeds = feeds_for(model)
     assert_equal(run(proto, feeds), Session(model.runnable(), optimize=False).run(feeds))
     save_model(model, tmp_path / "n.onnx")
@@ -288,3 +296,86 @@ def test_files_that_change_while_they_are_read_are_an_input_error(tmp_path: Path
         with pytest.raises(InputError, match="cannot be read any more"):
             read()
     assert not (tmp_path / "n.onnx").exists() and not list(tmp_path.glob("*.tmp"))
+
+
+# Views and pieces
+
+
+def test_the_transpose_of_a_stored_weight_is_a_view(tmp_path: Path) -> None:
+    weight = normal(0, 24, 40)
+    nodes = [node("Transpose", "w", "t", perm=[1, 0]), node("MatMul", "x t", "y")]
+    proto = proto_of(nodes, {"x": ["n", 40]}, {"y": ["n", 24]}, {"w": weight})
+    model = large(proto, tmp_path)
+    [turning, product] = list(model.graph)
+    constant = turning.inputs[0]
+    assert constant is not None
+    turned = add_turned(model.graph, turning.outputs[0], constant, (1, 0))
+    assert turned is not None and turned.name == "t" and turned.const_value is not None
+    array = turned.const_value.numpy()
+    np.testing.assert_array_equal(array, weight.T)
+    assert array.flags.f_contiguous and turned.const_value.tobytes() == weight.T.tobytes()
+    turning.outputs[0].replace_all_uses_with(turned)
+    model.graph.remove(turning, safe=True)
+    model.remove_unused()
+    assert product.inputs[1] is turned
+    assert_same(proto, model)
+    save_model(model, tmp_path / "saved.onnx")
+    assert_equal(run(model, feeds_for(model)), run(load_model(tmp_path / "saved.onnx"), feeds_for(model)))
+
+
+def test_other_constants_are_not_turned() -> None:
+    nodes = [node("Transpose", "w", "t"), node("MatMul", "x t", "y")]
+    model = wrapped(proto_of(nodes, {"x": ["n", 4]}, {"y": ["n", 3]}, {"w": normal(0, 3, 4)}))
+    turning = model.graph[0]
+    assert turning.inputs[0] is not None
+    assert add_turned(model.graph, turning.outputs[0], turning.inputs[0], (1, 0)) is None
+    assert turning.outputs[0].name == "t"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("name", "kind"), [("INT4", "int8"), ("UINT2", "uint8"), ("INT8", "int8"), ("INT16", "int16")])
+def test_what_is_written_in_pieces_is_what_would_be_written_at_once(name: str, kind: str, threads: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 2, (37, 5)).astype(kind)
+
+    def pieces(then: Callable[[Array], Array]) -> Iterator[Array]:
+        return in_order(lambda some: then(codes[some]), [slice(0, 8), slice(8, 32), slice(32, 37)], threads)
+
+    dtype = native_type(name)
+    whole = Deferred(codes.shape, kind, lambda: codes.astype(dtype.numpy()))
+    tensors = [tensor_of(None, array, dtype) for array in (whole, replace(whole, pieces=pieces))]
+    contents = [b"".join(blocks_of(tensor)) for tensor in tensors]
+    assert contents[0] == contents[1] == tensors[0].tobytes()
+
+
+def test_packed_constants_stay_in_their_file_and_run(tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(-8, 8, (64, 64)).astype(np.int8)
+    tensor = helper.make_tensor("q", TensorProto.INT4, codes.shape, packed(codes, 4).tobytes(), raw=True)
+    nodes = [node("Cast", "q", "c", to=TensorProto.FLOAT), node("MatMul", "x c", "y")]
+    proto = proto_of(nodes, {"x": ["n", 64]}, {"y": ["n", 64]}, {}, opset=21)
+    proto.graph.initializer.append(tensor)
+    model = large(proto, tmp_path)
+    assert stored_names(model) == {"q"}
+    stored = model.graph.initializers["q"].const_value
+    assert stored is not None and stored.nbytes == 2048
+    np.testing.assert_array_equal(stored.numpy().astype(np.int8), codes)
+    assert b"".join(blocks_of(stored)) == packed(codes, 4).tobytes() == stored.tobytes()
+    assert_same(proto, model)
+    part = Session(model.constant_part([model.graph[0]], ["c"]), optimize=False).run({}, ["c"])
+    np.testing.assert_array_equal(part["c"], codes.astype(np.float32))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 0.0])
+def test_a_constant_is_asked_once_whether_it_is_finite(
+    wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finite, "_PIECE", 100)
+    proto = chain()
+    name = proto.graph.initializer[1].name
+    weight = np.array(numpy_helper.to_array(proto.graph.initializer[1]))
+    weight[31, 15] = wrong
+    proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(weight, name))
+    model = large(proto, tmp_path)
+    assert is_finite(model.graph.initializers[name]) is bool(np.isfinite(wrong))
+    monkeypatch.setattr(finite, "_all_finite", lambda _: pytest.fail("it was looked through again"))
+    assert is_finite(model.copy().graph.initializers[name]) is bool(np.isfinite(wrong))
+    assert is_finite(None)

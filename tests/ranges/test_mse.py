@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -140,3 +141,44 @@ def test_blocks_do_not_show(exact: Observe, rng: np.random.Generator, monkeypatc
     for size in (1, 60, 400, 4000):
         monkeypatch.setattr("qcli.ranges._error._BLOCK", size)
         np.testing.assert_allclose(Mse().interval(distribution, grid).upper, whole.upper)
+
+
+def normal_distortion(levels: Array) -> float:
+    """The mean squared error of normal numbers of variance 1, each at the nearest of ascending `levels`."""
+    edges = np.concatenate([[-40.0], (levels[1:] + levels[:-1]) / 2, [40.0]])
+    density = np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi)
+    share = np.diff([NormalDist().cdf(edge) for edge in edges])
+    first, second = -np.diff(density), share - np.diff(edges * density)
+    return float((second - 2 * levels * first + levels**2 * share).sum())
+
+
+def optimal_uniform(entries: int, lowest: float) -> float:
+    """The least distortion that `entries` evenly spaced levels have, of which the first is `lowest` steps from zero."""
+    places = np.arange(entries) + lowest
+    steps = np.linspace(2, 12, 501) / entries
+    return min(normal_distortion(places * step) for step in steps)
+
+
+@pytest.mark.parametrize("statistic", ["exact", "histogram"])
+@pytest.mark.parametrize(
+    ("name", "known"), [("int4", 0.01154), ("uint4", 0.01154), ("int8", 8.769e-5), ("uint8", 8.769e-5)]
+)
+def test_it_is_the_optimal_uniform_quantizer_of_normal_numbers(
+    histogram: Observe, name: str, known: float, statistic: str
+) -> None:
+    """Max 1960, "Quantizing for Minimum Distortion", table 2, has 0.01154 for 16 levels, none of which is zero.
+
+    Zero is a level of every grid, which leaves an odd number of them for one side: with 16 levels no such grid is
+    nearer than 2.8 % to that optimum, with 256 the difference is 0.03 %. Of such grids `mse` finds the best.
+    """
+    values = np.array([NormalDist().inv_cdf((place + 0.5) / 2**15) for place in range(2**15)], np.float32)
+    seen = from_weights(values, None) if statistic == "exact" else histogram(values)
+    entries = 16 if name.endswith("4") else 256
+    grid = Grid(format=name, symmetric=name.startswith("i"))
+    scale = create("formats", name).scale(create("ranges", "mse").interval(seen, grid), grid)
+    codes = np.arange(scale.lowest, scale.highest + 1) - scale.zero_point[0]
+    reached = normal_distortion(codes * float(scale.scale[0]))
+    assert optimal_uniform(entries, (1 - entries) / 2) == pytest.approx(known, rel=1e-3)
+    best = optimal_uniform(entries, -entries / 2)
+    assert best * 0.9999 < reached < best * 1.003
+    assert reached < known * (1.02 if entries > 16 else 1.03)

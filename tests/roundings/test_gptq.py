@@ -10,7 +10,8 @@ from roundings.problems import CASES, INPUTS, Case, case
 
 from qcli.errors import InputError, UsageError
 from qcli.plugins import create
-from qcli.roundings._quadratic import compensate, damped, error_of, refitted, refitted_parts
+from qcli.roundings._learned import Kept, kept
+from qcli.roundings._quadratic import better, compensate, damped, error_of, refitted, refitted_parts
 from qcli.roundings.gptq import Gptq
 from qcli.types import Scale
 
@@ -47,6 +48,43 @@ def test_the_blocks_of_columns_do_not_show(kind: str, block: int | None, monkeyp
     monkeypatch.setattr("qcli.roundings._quadratic._BLOCK", 3)
     blocked = Gptq().learn(found.rows, found.measured)
     assert found.error(blocked) == pytest.approx(found.error(whole), rel=1e-6, abs=1e-300)
+
+
+@pytest.mark.parametrize("block", [None, 7])
+@pytest.mark.parametrize("kind", INPUTS)
+def test_the_steps_within_a_block_do_not_show(kind: str, block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = case(1, kind, (2, 3, 40), block=block)
+    whole = Gptq().learn(found.rows, found.measured)
+    monkeypatch.setattr("qcli.roundings._quadratic._STEP", 64)
+    one_by_one = Gptq().learn(found.rows, found.measured)
+    assert found.error(one_by_one) == pytest.approx(found.error(whole), rel=1e-6, abs=1e-300)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 512])
+@pytest.mark.parametrize("block", [None, 3])
+@pytest.mark.parametrize("kind", ["independent", "alike", "single"])
+def test_of_two_choices_each_row_gets_the_better_one(
+    kind: str, block: int | None, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcli.roundings._quadratic._ROWS", rows_at_once)
+    found = case(2, kind, (2, 5, 9), block=block)
+    moves = np.random.default_rng(0).integers(-1, 2, found.rows.exact.shape)
+    first, second = found.nearest(), (found.nearest() + moves).clip(found.rows.lowest, found.rows.highest)
+    for one, other in ((first, second), (second, first), (first, first)):
+        chosen = better(one, other, found.rows, found.products())
+        least = np.minimum(found.errors(one), found.errors(other))
+        np.testing.assert_allclose(found.errors(chosen), least, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "coordinate"])
+def test_what_is_kept_of_the_inputs_changes_nothing(rounding: str) -> None:
+    found, plugin = case(4, "alike", (2, 5, 70), block=7), create("roundings", rounding)
+    shared = kept(found.measured)
+    assert isinstance(shared, Kept) and kept(shared) is shared
+    expected = plugin.learn(found.rows, found.measured)
+    for _ in range(2):
+        np.testing.assert_array_equal(plugin.learn(found.rows, shared), expected)
+    assert shared.factor(0.01) is shared.factor(0.01) and shared.factor(0.02) is not shared.factor(0.01)
 
 
 def test_groups_are_layers_of_their_own() -> None:

@@ -24,7 +24,7 @@ from qcli.prepare import prepare
 from qcli.recipe import load_recipe
 from qcli.solve import solve
 from qcli.statistics import Statistics
-from qcli.steps.smooth import Smooth
+from qcli.steps.smooth import Smooth, _factors
 from qcli.types import Array
 from qcli.watch import Watch
 
@@ -172,6 +172,16 @@ def test_dead_channels_and_dead_rows() -> None:
 def test_an_input_that_is_empty_in_every_sample_and_a_single_sample() -> None:
     assert smooth(normalized(), Stream(({"x": np.empty((0, WIDE), np.float32)},)))[1] == 0
     assert smooth(normalized(), samples(1))[1] == 1
+
+
+def test_channels_that_are_silent_in_the_samples_are_not_blown_up() -> None:
+    """As the border of few images: whatever comes there later must not outgrow what was seen."""
+    rng = np.random.default_rng(0)
+    peaks = np.zeros(WIDE)
+    peaks[: WIDE // 3] = rng.uniform(1, 30, WIDE // 3)
+    factors = _factors(peaks, rng.uniform(0.5, 2, WIDE), 0.8)
+    seen, silent = factors[: WIDE // 3], factors[WIDE // 3 :]
+    assert silent.min() > seen.min() / 4, "a channel is divided by its factor"
 
 
 def test_a_weight_that_two_nodes_read_is_not_rescaled() -> None:

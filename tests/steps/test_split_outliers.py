@@ -258,7 +258,7 @@ def in_a_body() -> onnx.ModelProto:
 
 def test_products_in_bodies_are_left_alone() -> None:
     """A value leaves a body as a vector, without its channels; and branches that no sample takes have none."""
-    samples = Stream(tuple({"x": data(seed, rows=seed + 2), "which": np.array(True)} for seed in range(3)))
+    samples = Stream(tuple({"x": data(seed, rows=seed + 2), "which": np.array(True)} for seed in range(4)))
     model, watch = wrapped(in_a_body()), Watch()
     prepared = prepare(model, 11, ("normalize", "split_outliers"), samples, watch)
     assert watch.warnings == [] and operators(prepared).count("MatMul") == 2
