@@ -72,7 +72,7 @@ class FormatReport(Noun, frozen=True, kw_only=True):
 
 
 def _weights(name: str, preset: str, grid: str, more: str = "", *, learns: bool = False) -> Case:
-    """A preset whose weights get another grid, all but the smallest convolutions, which have int8 in the presets too."""
+    """A preset whose weights get another grid, but for the smallest convolutions: they have int8, as in the presets."""
     rules = f"rules=[{{match: {{role: weight}}, grid: {{{grid}}}{more}}}, {_SMALLEST}]"
     return Case(name=name, preset=preset, settings=(rules,), learns=learns)
 
@@ -124,7 +124,7 @@ CASES = (
         "format: {float4_e2m1: {scales: power_of_two}}, granularity: block, block: 32",
         ", range: mse",
     ),
-    _weights("float8_e4m3fn", "codebook8", "format: float8_e4m3fn, granularity: channel", ", range: mse"),
+    Case(name="`fp8`", preset="fp8"),
     Case(name="`power-of-two`", preset="power-of-two"),
     Case(name="`ternary`", preset="ternary"),
     Case(name="`binary`", preset="binary"),
