@@ -147,10 +147,13 @@ def test_what_nothing_keeps_gives_the_smallest_accurate_model(tmp_path: Path) ->
 
 
 def test_the_float_model_where_nothing_else_is_accurate(tmp_path: Path) -> None:
+    """Or the prepared one: which of the two is faster is chance."""
     report = tune(job(tmp_path, "mlp", limits=Limits(min_sqnr=120.0), settings=()))
-    assert report.met and report.tried[report.best].candidate.recipe == "float" and report.result is None
     written, source = (onnx.load(path) for path in (tmp_path / "out.onnx", SAMPLE_MODELS / "mlp" / "model.onnx"))
-    assert [node.op_type for node in written.graph.node] == [node.op_type for node in source.graph.node]
+    operators = [node.op_type for node in written.graph.node]
+    assert report.met and "QuantizeLinear" not in operators and "DequantizeLinear" not in operators
+    if report.tried[report.best].candidate.recipe == "float":
+        assert report.result is None and operators == [node.op_type for node in source.graph.node]
 
 
 def test_the_second_search_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
