@@ -72,13 +72,13 @@ class FormatReport(Noun, frozen=True, kw_only=True):
 
 
 def _weights(name: str, preset: str, grid: str, more: str = "", *, learns: bool = False) -> Case:
-    """A preset whose weights get another grid, but for the smallest convolutions: they have int8, as in the presets."""
+    """A preset whose weights get another grid, but for the smallest: they have int8, as in codebook4."""
     rules = f"rules=[{{match: {{role: weight}}, grid: {{{grid}}}{more}}}, {_SMALLEST}]"
     return Case(name=name, preset=preset, settings=(rules,), learns=learns)
 
 
 _SMALLEST = (
-    "{match: {op: [Conv, ConvTranspose], role: weight, smallest: 0.05}, range: mse, rounding: nearest, "
+    "{match: {role: weight, smallest: 0.05}, range: mse, rounding: nearest, "
     "grid: {format: int8, symmetric: true, granularity: channel, narrow: true}, encoding: weight_only}"
 )
 
