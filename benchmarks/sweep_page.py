@@ -41,7 +41,8 @@ def _introduction(report: SweepReport) -> Iterator[str]:
         f"Made by `make sweep` with onnxruntime {where.onnxruntime} on {where.cpu} ({where.isa}), one thread, "
         f"{CALIBRATION} samples to calibrate with{few}, "
         f"up to {EVALUATION} others to judge by. Each result is checked by onnx's checker, loaded again and run: its "
-        "outputs are finite and have the float model's types and shapes."
+        "outputs are finite and have the float model's types and shapes. `tensorrt-fp8` is loaded with "
+        "`session.disable_quant_qdq` where onnxruntime would make a kernel that it lacks."
     )
     yield ""
     yield (
